@@ -1,0 +1,62 @@
+// SPDX-FileCopyrightText: 2026 the largebatch authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// How the CPU path shares tiles among threads. The number of threads is OpenMP's, which torch
+// sets with torch.set_num_threads; no result depends on it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/plan.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace lb {
+
+#if defined(_OPENMP)
+inline int max_threads() { return omp_get_max_threads(); }
+inline int thread_index() { return omp_get_thread_num(); }
+inline int team_size() { return omp_get_num_threads(); }
+#else
+inline int max_threads() { return 1; }
+inline int thread_index() { return 0; }
+inline int team_size() { return 1; }
+#endif
+
+// Threads worth starting for `elements`: waking one costs some microseconds, a tile takes ten.
+inline int threads_for(int64_t elements) {
+  return int(std::max<int64_t>(1, std::min<int64_t>(max_threads(), elements / (2 * kTile))));
+}
+
+// The part of tiles [all.begin, all.end) that thread `index` of `count` takes: whole tiles,
+// contiguous, shared out by elements. The same call gives the same part, so that a second pass
+// over a wave finds its tiles in the cache of the same core.
+inline Span share(const Table& table, Span all, int index, int count) {
+  if (count == 1 || all.begin == all.end) return index == 0 ? all : Span{all.end, all.end};
+  const auto element = [&](int64_t tile) {
+    const Tile t = tile_at(table, int32_t(tile));
+    return table.rows[t.row].first_element + t.start;
+  };
+  const Tile last = tile_at(table, int32_t(all.end - 1));
+  const int64_t begin = element(all.begin);
+  const int64_t total = element(all.end - 1) + last.numel - begin;
+  const auto cut = [&](int k) {  // first tile that starts at or after k / count of the elements
+    const int64_t at = begin + total / count * k;
+    int64_t low = all.begin, high = all.end;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (element(middle) < at) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  };
+  return {index == 0 ? all.begin : cut(index), index == count - 1 ? all.end : cut(index + 1)};
+}
+
+}  // namespace lb

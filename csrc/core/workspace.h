@@ -1,0 +1,141 @@
+// SPDX-FileCopyrightText: 2026 the largebatch authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The memory a multi-tensor step works in, beside the tensors themselves: one block on the device
+// of the tensors, laid out once for a plan and used again by every step.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "core/plan.h"
+
+namespace lb {
+
+// Infinity or NaN.
+LB_HD bool is_nonfinite(double x) { return !(x - x == 0); }
+
+// What a whole step shares. Written by the step, readable by the caller afterwards.
+struct Control {
+  double grad_norm;   // global norm of the unscaled gradients; 0 when none was taken
+  int32_t skip;       // 1: the step changes nothing
+  int32_t nonfinite;  // tensors whose sums of squares are not finite
+};
+
+// Scalars that a step reads where the tensors are. Each may be null.
+struct StepInputs {
+  const double* grad_sq_sum;  // takes the place of the pass over the gradients
+  const float* grad_scale;    // gradients are divided by it
+  const float* found_inf;     // not 0: skip
+};
+
+LB_HD double grad_scale_of(const StepInputs& inputs) {
+  return inputs.grad_scale != nullptr ? double(*inputs.grad_scale) : 1;
+}
+
+// A step is two phases with the per-tensor sums between them. One call may do both.
+struct Phases {
+  bool first;   // moments or norms: writes sums
+  bool second;  // apply: reads sums
+};
+
+template <class Group, class Scalars>
+struct Workspace {
+  Control* control;   // [1]
+  Group* groups;      // [num_groups] hyper-parameters
+  void** grads;       // [num_rows]
+  Row* rows;          // [num_rows]
+  int32_t* tile_row;  // [num_tiles]
+  double* partials;   // [num_tiles, 2] sums of a tile
+  double* sums;       // [num_rows, 2] sums of a tensor, in the caller's order
+  Scalars* scalars;   // [num_rows] what a tensor's update needs, derived from its group and step
+  int32_t num_rows;
+  int32_t num_tiles;
+
+  LB_HD Table table() const { return {rows, grads, tile_row, num_rows, num_tiles}; }
+};
+
+// Keeps a plan and its workspace up to date. Knows nothing of Python or CUDA: it is given the
+// means to allocate memory on the device and to bring bytes there.
+template <class Group, class Scalars>
+class Session {
+ public:
+  struct Means {
+    std::function<void*(int64_t bytes)> allocate;  // 64-byte aligned; replaces the block before
+    std::function<void(void* to, const void* from, int64_t bytes)> upload;
+    bool recording;  // uploads are recorded for later (CUDA graph), not done now
+  };
+
+  const Plan& plan() const { return plan_; }
+  const Workspace<Group, Scalars>& workspace() const { return workspace_; }
+
+  void prepare(const std::vector<Entry>& entries, const std::vector<Group>& groups,
+               const Means& means) {
+    Plan::Change change = plan_.update(entries);
+    if (change == Plan::Change::everything || groups.size() != groups_.size()) {
+      valid_ = false;
+      const int64_t bytes = lay_out(nullptr, groups.size());
+      lay_out(static_cast<char*>(means.allocate(bytes)), groups.size());
+      means.upload(workspace_.rows, plan_.rows().data(), bytes_of(plan_.rows()));
+      means.upload(workspace_.tile_row, plan_.tile_row().data(), bytes_of(plan_.tile_row()));
+    }
+    const bool all = !valid_ || means.recording;
+    groups_.resize(groups.size());
+    grads_.resize(plan_.grads().size());
+    upload_changes(workspace_.groups, groups_, groups, all, means);
+    upload_changes(workspace_.grads, grads_, plan_.grads(), all, means);
+    valid_ = !means.recording;  // a recorded upload has not happened yet
+  }
+
+ private:
+  template <class T>
+  static int64_t bytes_of(const std::vector<T>& v) {
+    return int64_t(v.size() * sizeof(T));
+  }
+
+  // Lays the arrays out from `block` on and returns how many bytes they take.
+  int64_t lay_out(char* block, size_t num_groups) {
+    int64_t used = 0;
+    const auto take = [&](auto*& array, size_t count) {
+      using T = std::remove_reference_t<decltype(*array)>;
+      array = block == nullptr ? nullptr : reinterpret_cast<T*>(block + used);
+      used += (int64_t(count * sizeof(T)) + 63) / 64 * 64;
+    };
+    const size_t rows = plan_.rows().size(), tiles = plan_.tile_row().size();
+    take(workspace_.control, 1);  // first: the caller finds it at the start of the block
+    take(workspace_.groups, num_groups);
+    take(workspace_.grads, rows);
+    take(workspace_.rows, rows);
+    take(workspace_.tile_row, tiles);
+    take(workspace_.partials, 2 * tiles);
+    take(workspace_.sums, 2 * rows);
+    take(workspace_.scalars, rows);
+    workspace_.num_rows = int32_t(rows);
+    workspace_.num_tiles = int32_t(tiles);
+    return used;
+  }
+
+  // Uploads from the first to the last element of `now` that differs from `before`.
+  template <class T>
+  static void upload_changes(T* to, std::vector<T>& before, const std::vector<T>& now, bool all,
+                             const Means& means) {
+    size_t first = 0, last = now.size();
+    if (!all) {
+      const auto same = [&](size_t i) { return std::memcmp(&before[i], &now[i], sizeof(T)) == 0; };
+      while (first < last && same(first)) ++first;
+      while (last > first && same(last - 1)) --last;
+    }
+    if (first < last) means.upload(to + first, &now[first], int64_t((last - first) * sizeof(T)));
+    before = now;
+  }
+
+  Plan plan_;
+  Workspace<Group, Scalars> workspace_{};
+  std::vector<Group> groups_;  // as they are on the device, if valid_
+  std::vector<void*> grads_;
+  bool valid_ = false;
+};
+
+}  // namespace lb
