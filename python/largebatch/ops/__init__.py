@@ -1,0 +1,20 @@
+# SPDX-FileCopyrightText: 2026 the largebatch authors
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels as functions, and as ``torch.ops.largebatch.*``.
+
+Every function takes lists of arrays of one device: torch tensors, or NumPy and CuPy arrays, which
+are shared and not copied.
+"""
+
+from .lamb import lamb_apply, lamb_moments
+from .lars import lars_apply, lars_norms
+from .norm import multi_tensor_norm, multi_tensor_sq_sum
+
+__all__ = [
+    "lamb_apply",
+    "lamb_moments",
+    "lars_apply",
+    "lars_norms",
+    "multi_tensor_norm",
+    "multi_tensor_sq_sum",
+]

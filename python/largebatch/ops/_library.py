@@ -1,0 +1,55 @@
+# SPDX-FileCopyrightText: 2026 the largebatch authors
+# SPDX-License-Identifier: Apache-2.0
+"""How the operations of ``torch.ops.largebatch`` are registered, and how arrays come in."""
+
+import torch
+
+library = torch.library.Library("largebatch", "DEF")
+
+
+def define(schema, kernel, fake):
+    """Define an operation with one kernel for CPU and CUDA and one for shapes only."""
+    name = schema.split("(")[0]
+    library.define(schema)
+    for device in ("CPU", "CUDA"):
+        library.impl(name, kernel, device)
+    torch.library.register_fake(f"largebatch::{name}", fake, lib=library)
+
+
+def as_tensors(op, argument, arrays):
+    """Return arrays of any library as torch tensors that share their memory."""
+    if isinstance(arrays, torch.Tensor) or not isinstance(arrays, list | tuple):
+        raise TypeError(
+            f"{op}: {argument} is a {type(arrays).__name__}, expected a list of arrays. "
+            f"Pass [x] for a single one."
+        )
+    return [
+        array if isinstance(array, torch.Tensor) else _as_tensor(op, f"{argument}[{i}]", array)
+        for i, array in enumerate(arrays)
+    ]
+
+
+def _as_tensor(op, label, array):
+    if not hasattr(array, "__dlpack__"):
+        raise TypeError(
+            f"{op}: {label} is a {type(array).__name__}, expected a torch, NumPy or CuPy array."
+        )
+    try:
+        return torch.from_dlpack(array)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{op}: {label} cannot be shared with torch: {error}") from error
+
+
+def hyper_parameters(op, given, names):
+    """Return the values in the order of `names`, or say which are missing or unknown."""
+    for name in given:
+        if name not in names:
+            raise TypeError(f"{op}: got an unexpected argument '{name}', expected {_list(names)}.")
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise TypeError(f"{op}: {_list(missing)} missing. Give every hyper-parameter by name.")
+    return [given[name] for name in names]
+
+
+def _list(names):
+    return ", ".join(names)

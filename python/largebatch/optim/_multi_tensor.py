@@ -1,0 +1,392 @@
+# SPDX-FileCopyrightText: 2026 the largebatch authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the optimizers of the package share: everything of ``step`` but the arithmetic."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.autograd.graph import increment_version
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from .. import _C
+from .. import ops
+from ._sharding import Shards, local
+
+_PLAIN = (Parameter, torch.Tensor)
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Batch:
+    """The tensors of one device that a step updates, in the order of the parameter groups."""
+
+    device: torch.device
+    params: list = field(default_factory=list)  # what the user holds
+    weights: list = field(default_factory=list)  # what the update works on: param or its master
+    grads: list = field(default_factory=list)
+    copies: list = field(default_factory=list)  # 16-bit params whose master is in `weights`
+    copy_rows: list = field(default_factory=list)  # the positions of those
+    states: list = field(default_factory=list)  # the dict of each
+    group_of: list = field(default_factory=list)
+    staged: list = field(default_factory=list)  # (param, dense stand-in), to be copied back
+    shards: Shards = field(default_factory=Shards)
+
+    def state(self, name, rows=None):
+        """Return one entry of the states (of `rows`, or all), as the update works on it."""
+        states = self.states if rows is None else [self.states[row] for row in rows]
+        return [_as_real(local(state[name])) for state in states]
+
+    def part(self, group):
+        """Return (rows, batch of them) of the tensors of a parameter group."""
+        rows = [row for row, of in enumerate(self.group_of) if of == group]
+        part = Batch(self.device)
+        for name in ("params", "weights", "grads", "states"):
+            setattr(part, name, [getattr(self, name)[row] for row in rows])
+        return rows, part
+
+    def write_copies(self):
+        """Round masters into their 16-bit parameters, as the kernels do in passing."""
+        for copy, row in zip(self.copies, self.copy_rows, strict=True):
+            copy.copy_(self.weights[row])
+
+
+class MultiTensorOptimizer(Optimizer):
+    """Base of the optimizers: one call into the extension per device and step.
+
+    A subclass names its hyper-parameters and state tensors, and says how the two phases of a step
+    are done by the kernels and by the reference.
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf around step()
+    _hyper = ()  # keys of a group that are arguments of the update
+    _plan_type = None  # extension class that holds table and workspace
+    _takes_grad_sq_sum = False
+    _results = (lambda: None), (lambda: None)  # of the last step: grad_norm, nonfinite
+
+    def __init__(self, params, defaults):
+        defaults = {**defaults, "master_weights": bool(defaults["master_weights"])}
+        self._plans = {}
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._plans = {}
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def add_param_group(self, param_group):
+        """Add a group, with its hyper-parameters checked before anything changes."""
+        self._plan_type.check_group(type(self).__name__, {**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    # ------------------------------------------------------------ results of the last step
+
+    @property
+    def grad_norm(self):
+        """Global norm of the unscaled gradients in the last step; None if none was taken.
+
+        0-dim float64 tensor on the device; reading its value waits for the device.
+        """
+        return self._results[0]()
+
+    @property
+    def nonfinite(self):
+        """Number of tensors whose norms were not finite in the last step; None before the first.
+
+        0-dim int32 tensor on the device; reading its value waits for the device.
+        """
+        return self._results[1]()
+
+    # ------------------------------------------------------------------------------- step
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Update the parameters.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Evaluates the model again and returns the loss; called with gradients enabled.
+
+        Returns
+        -------
+        The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        batches = self._collect()
+        if not batches:
+            return loss
+        if not self.defaults["capturable"] and any(d.type == "cuda" for d in batches):
+            self._refuse_capture()
+        if len(batches) == 1 and self._fused(batches) and not next(iter(batches.values())).shards:
+            self._step_at_once(batches)
+        else:
+            self._step_in_phases(batches)
+        for batch in batches.values():
+            for param, dense in batch.staged:
+                param.copy_(dense)
+            increment_version(batch.params)
+        return loss
+
+    def _step_at_once(self, batches):
+        ((device, batch),) = batches.items()
+        plan = self._plan(device)
+        self._kernel(plan, batch, **self._scaler_inputs(device))
+        clips = self._clips()
+        self._results = (lambda: plan.grad_norm if clips else None), (lambda: plan.nonfinite)
+
+    def _step_in_phases(self, batches):
+        """Whatever a single call cannot do: several devices, shards, the pure-torch path."""
+        fused = self._fused(batches)
+        first_device = next(iter(batches))
+        norm_sq = None
+        if self._clips():
+            norm_sq = sum(
+                batch.shards.reduce(ops.multi_tensor_sq_sum(batch.grads)).sum().to(first_device)
+                for batch in batches.values()
+            )
+        nonfinite = torch.zeros((), dtype=torch.int32, device=first_device)
+        for device, batch in batches.items():
+            inputs = self._scaler_inputs(device)
+            if self._takes_grad_sq_sum:
+                inputs["grad_sq_sum"] = None if norm_sq is None else norm_sq.to(device)
+            first, second = self._phases(device, batch, fused, inputs)
+            sums = batch.shards.reduce(first())
+            second(sums)
+            nonfinite += (~torch.isfinite(sums).all(dim=1)).sum().to(first_device)
+        norm = None
+        if norm_sq is not None:
+            scale = self._scaler_inputs(first_device)["grad_scale"]
+            norm = norm_sq.sqrt() if scale is None else norm_sq.sqrt() / scale.double()
+        self._results = (lambda: norm), (lambda: nonfinite)
+
+    def _phases(self, device, batch, fused, inputs):
+        """Return first() -> sums and second(sums)."""
+        if not fused:
+            return self._reference_phases(batch, inputs)
+        plan = self._plan(device)
+
+        def first():
+            sums = torch.zeros(len(batch.params), 2, dtype=torch.float64, device=device)
+            self._kernel(plan, batch, phases="first", sums=sums, **inputs)
+            return sums
+
+        def second(sums):
+            self._kernel(plan, batch, phases="second", sums=sums, **inputs)
+
+        return first, second
+
+    def _reference_phases(self, batch, inputs):
+        parts = []
+        for index in sorted(set(batch.group_of)):
+            group = self.param_groups[index]
+            hyper = {name: group[name] for name in self._hyper}
+            parts.append((*batch.part(index), {**hyper, **inputs}))
+
+        def first():
+            sums = torch.zeros(len(batch.params), 2, dtype=torch.float64, device=batch.device)
+            for rows, part, arguments in parts:
+                sums[rows] = self._reference_first(part, arguments)
+            return sums
+
+        def second(sums):
+            for rows, part, arguments in parts:
+                self._reference_second(part, sums[rows], arguments)
+            batch.write_copies()
+
+        return first, second
+
+    # What a subclass says.
+
+    def _state_names(self, group):
+        """Return the names of the state tensors of a group's parameters, `step` among them."""
+        raise NotImplementedError
+
+    def _kernel(self, plan, batch, **inputs):
+        """Do a step, or the phase of it that `inputs` names, by the extension."""
+        raise NotImplementedError
+
+    def _reference_first(self, batch, arguments):
+        """Do the first phase by the pure-torch reference; return its sums."""
+        raise NotImplementedError
+
+    def _reference_second(self, batch, sums, arguments):
+        """Do the second."""
+        raise NotImplementedError
+
+    def _clips(self):
+        """Tell whether the global gradient norm is needed."""
+        return False
+
+    # ---------------------------------------------------------------------------- helpers
+
+    def _refuse_capture(self):
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"{type(self).__name__}: step() in a CUDA graph capture needs capturable=True."
+            )
+
+    def _plan(self, device):
+        plan = self._plans.get(device)
+        if plan is None:
+            plan = self._plans[device] = self._plan_type()
+        return plan
+
+    def _fused(self, batches):
+        fused = self.defaults["fused"]
+        if fused is not None:
+            return fused
+        return all(d.type == "cpu" or (d.type == "cuda" and _C.cuda_available()) for d in batches)
+
+    def _scaler_inputs(self, device):
+        inputs = {}
+        for name in ("grad_scale", "found_inf"):
+            value = getattr(self, name, None)
+            inputs[name] = None if value is None else value.to(device, torch.float32)
+        return inputs
+
+    def _collect(self):
+        """Group the tensors that have a gradient by device."""
+        batches = {}
+        state_of = self.state
+        for index, group in enumerate(self.param_groups):
+            names = self._state_names(group)
+            for param in group["params"]:
+                grad = param.grad
+                if grad is None:
+                    continue
+                if grad.is_sparse:
+                    raise RuntimeError(
+                        f"{type(self).__name__} does not support sparse gradients"
+                    )
+                state = state_of[param]
+                for name in names:
+                    if name not in state:
+                        self._init_state(state, param, group)
+                        break
+                device = param.device
+                batch = batches.get(device)
+                if batch is None:
+                    batch = batches[device] = Batch(device)
+                batch.params.append(param)
+                batch.states.append(state)
+                batch.group_of.append(index)
+                if type(param) not in _PLAIN:
+                    param, grad = batch.shards.add(len(batch.params) - 1, param, grad)
+                if not (param.is_contiguous() and grad.is_contiguous()):
+                    param, grad = self._lay_out(batch, param, grad)
+                if param.is_complex():
+                    param, grad = torch.view_as_real(param), torch.view_as_real(grad)
+                batch.grads.append(grad)
+                master = state.get("master_param")
+                if master is None:
+                    batch.weights.append(param)
+                else:
+                    batch.weights.append(local(master))
+                    batch.copies.append(param)
+                    batch.copy_rows.append(len(batch.weights) - 1)
+        return batches
+
+    def _lay_out(self, batch, param, grad):
+        """Return a param without gaps and a gradient with its strides."""
+        position = len(batch.params) - 1
+        dense, overlapping = _layout(param)
+        if overlapping:
+            raise ValueError(
+                f"{type(self).__name__}: params[{position}] has shape {list(param.shape)} and "
+                f"strides {list(param.stride())}: elements share memory, so they cannot be updated "
+                "one by one. Pass a clone."
+            )
+        if not dense:
+            stand_in = param.contiguous()  # as its state is; the param gets the result afterwards
+            batch.staged.append((param, stand_in))
+            param = stand_in
+        if grad.stride() != param.stride():
+            grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
+        return param, grad
+
+    def _init_state(self, state, param, group):
+        """Make what the state lacks: all of it at first, parts of it after a foreign checkpoint."""
+        if param.dtype in _HALF and group["master_weights"] and "master_param" not in state:
+            state["master_param"] = _state_like(param).copy_(param.detach())
+        for name in self._state_names(group):
+            if name == "step" and name not in state:
+                state[name] = torch.zeros((), dtype=torch.float32, device=self._step_device(param))
+            elif name not in state:
+                state[name] = _state_like(param).zero_()
+
+    def _step_device(self, param):
+        on_device = self.defaults["capturable"] or self.defaults["fused"] is not False
+        return param.device if on_device else torch.device("cpu")
+
+    # ------------------------------------------------------------------------- checkpoints
+
+    def load_state_dict(self, state_dict):
+        """Load the state, in its own dtypes.
+
+        ``torch.optim.Optimizer`` rounds every state tensor to the dtype of its parameter, which for
+        16-bit parameters would truncate fp32 moments and masters. A `step` that a checkpoint keeps
+        per group (apex, timm) becomes the step of each of its parameters. Parameters that have a
+        master get its rounded value.
+        """
+        loaded = {}
+        handles = (
+            # Last of the hooks before, first of the hooks after: user's hooks see the usual order.
+            self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given)),
+            self.register_load_state_dict_post_hook(
+                lambda _: self._restore(loaded), prepend=True
+            ),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def _restore(self, loaded):
+        for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
+            group_step = group.pop("step", None)
+            for param, key in zip(group["params"], saved["params"], strict=True):
+                given = loaded["state"].get(key)
+                if given is None:
+                    continue
+                state = self.state[param]
+                for name, value in given.items():
+                    if name != "step" and torch.is_tensor(value) and value.is_floating_point():
+                        state[name] = _state_like(param).copy_(value)
+                # State without a step (SGD's momentum_buffer) is that of some step after the first.
+                step = given.get("step", 1.0 if group_step is None else group_step)
+                state["step"] = torch.as_tensor(float(step), dtype=torch.float32).to(
+                    self._step_device(param)
+                )
+                self._init_state(state, param, group)
+                if "master_param" in state:
+                    param.copy_(state["master_param"])
+
+
+def _state_like(param):
+    """Return an uninitialised state tensor: the param's layout, in the dtype of the arithmetic."""
+    dtype = torch.float32 if param.dtype in _HALF else param.dtype
+    return torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format).detach()
+
+
+def _as_real(tensor):
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _layout(tensor):
+    """Tell whether elements fill their memory without gaps, and whether some of them share it."""
+    reach, dense = 1, True  # elements that the dimensions of smaller stride span
+    dims = zip(tensor.stride(), tensor.shape, strict=True)
+    for stride, size in sorted((stride, size) for stride, size in dims if size > 1):
+        if stride < reach:
+            return False, True
+        dense = dense and stride == reach
+        reach += (size - 1) * stride
+    return dense, False
