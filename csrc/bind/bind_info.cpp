@@ -17,9 +17,11 @@ py::list isa_names() {
   return names;
 }
 
-std::string cuda_version(int version) {
+#if LB_CUDA
+std::string cuda_version(int version) {  // 13020 is 13.2
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
+#endif
 
 py::dict cuda_info() {
   py::dict info;
@@ -71,12 +73,13 @@ bool cuda_available() {
 
 void register_info(py::module_& module) {
   module.attr("__version__") = LB_VERSION;
-  module.def("build_info", &build_info,
-             "What this build has in it, what of that runs here, and why a backend is off.\n\n"
-             "Returns\n-------\ndict\n"
-             "    `version`, `compiler`; `cpu` with `isa` (in use), `isas` (that this processor\n"
-             "    runs), `openmp`, `threads`; `cuda` with `compiled`, `available`, `reason`, and if\n"
-             "    compiled `version`, `architectures`, `driver`, `devices`.");
+  module.def(
+      "build_info", &build_info,
+      "What this build has in it, what of that runs here, and why a backend is off.\n\n"
+      "Returns\n-------\ndict\n"
+      "    `version`, `compiler`; `cpu` with `isa` (in use), `isas` (that this processor\n"
+      "    runs), `openmp`, `threads`; `cuda` with `compiled`, `available`, `reason`, and if\n"
+      "    compiled `version`, `architectures`, `driver`, `devices`.");
   module.def("cuda_available", &cuda_available, "Whether tensors on a GPU can be worked on.");
   module.def("cpu_isa", [] { return name(cpu_isa()); }, "The instruction set of the CPU loops.");
   module.def("cpu_isas", &isa_names, "Those that this processor runs.");

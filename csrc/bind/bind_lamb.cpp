@@ -27,7 +27,8 @@ LambGroup read_group(const char* op, int index, const py::dict& dict) {
   std::tie(group.ratio_min, group.ratio_max) = reader.bounds("trust_clip", true);
   group.decay = LambDecay(reader.choice("decay", {"in_update", "l2", "outside"}));
   group.adapt = LambAdapt(reader.choice("adapt", {"decay_only", "always", "never"}, 1, 2));
-  group.correction = LambCorrection(reader.choice("bias_correction", {"off", "on", "outside"}, 1, 0));
+  group.correction =
+      LambCorrection(reader.choice("bias_correction", {"off", "on", "outside"}, 1, 0));
   group.grad_averaging = reader.flag("grad_averaging");
   group.maximize = reader.flag("maximize");
   return group;
@@ -56,8 +57,7 @@ void lamb_step(LambPlan& plan, py::handle params_, py::handle grads_, py::handle
   // Checks.
   if (phases.first) check_same_length(grads, params);
   check_same_length(steps, params);
-  std::vector<Entry> entries =
-      make_entries({params, grads, steps, group_of, groups.size()});
+  std::vector<Entry> entries = make_entries({params, grads, steps, group_of, groups.size()});
   add_role(entries, kLambExpAvg, exp_avgs, params);
   add_role(entries, kLambExpAvgSq, exp_avg_sqs, params);
   add_role(entries, kLambCopy, copies, params, "copy_rows", copy_rows);
@@ -71,9 +71,10 @@ void lamb_step(LambPlan& plan, py::handle params_, py::handle grads_, py::handle
   const StepInputs inputs = scalars.inputs();
   if (!phases.first && clip && inputs.grad_sq_sum == nullptr &&
       (inputs.grad_scale != nullptr || inputs.found_inf != nullptr)) {
-    throw ValueError(std::string(op) +
-                     ": grad_sq_sum is missing: under a loss scaler the second phase must skip when "
-                     "the first did. Give the value that the first phase was given.");
+    throw ValueError(
+        std::string(op) +
+        ": grad_sq_sum is missing: under a loss scaler the second phase must skip when "
+        "the first did. Give the value that the first phase was given.");
   }
   if (plan.changed(entries) || !sums.empty()) {
     check_writes({&params, &exp_avgs, &exp_avg_sqs, &steps, &copies, &sums}, {&grads});
@@ -83,10 +84,15 @@ void lamb_step(LambPlan& plan, py::handle params_, py::handle grads_, py::handle
   const Device device = params[0].device;
   void* stream = params.stream();
   plan.prepare(op, device, stream, entries, groups);
-  const LambCall call{plan.plan(), plan.workspace(), inputs, clip,
-                      sums_of(sums, params, phases, plan.workspace().sums), phases};
-  run(op, device, stream, [&] { cpu::lamb_step(call); },
-      [&](void* s) { LB_CUDA_CALL(cuda::lamb_step(call, s)); });
+  const LambCall call{plan.plan(),
+                      plan.workspace(),
+                      inputs,
+                      clip,
+                      sums_of(sums, params, phases, plan.workspace().sums),
+                      phases};
+  run(
+      op, device, stream, [&] { cpu::lamb_step(call); },
+      [&]([[maybe_unused]] void* s) { LB_CUDA_CALL(cuda::lamb_step(call, s)); });
 }
 
 }  // namespace

@@ -41,7 +41,8 @@ LarsGroup read_group(const char* op, int index, const py::dict& dict) {
 void check_momentum(const std::vector<Entry>& entries, const std::vector<LarsGroup>& groups,
                     const ArrayList& params) {
   for (size_t i = 0; i < entries.size(); ++i) {
-    if (groups[size_t(entries[i].group)].momentum != 0 && entries[i].dtypes[kLarsMomentum] == DType::none) {
+    if (groups[size_t(entries[i].group)].momentum != 0 &&
+        entries[i].dtypes[kLarsMomentum] == DType::none) {
       throw ValueError(params.where(i) +
                        " has no momentum buffer, expected one with a momentum above 0. Give it in "
                        "momentum_buffers.");
@@ -52,7 +53,8 @@ void check_momentum(const std::vector<Entry>& entries, const std::vector<LarsGro
 void lars_step(LarsPlan& plan, py::handle params_, py::handle grads_, py::handle buffers_,
                const std::vector<int64_t>& buffer_rows, py::handle steps_, py::handle copies_,
                const std::vector<int64_t>& copy_rows, const std::vector<int64_t>& group_of,
-               const std::vector<py::dict>& groups_, py::handle phases_, py::handle sums_, py::handle grad_scale, py::handle found_inf) {
+               const std::vector<py::dict>& groups_, py::handle phases_, py::handle sums_,
+               py::handle grad_scale, py::handle found_inf) {
   constexpr const char* op = "lars_step";
   // Views.
   const ArrayList params(op, "params", params_);
@@ -86,8 +88,9 @@ void lars_step(LarsPlan& plan, py::handle params_, py::handle grads_, py::handle
   plan.prepare(op, device, stream, entries, groups);
   const LarsCall call{plan.plan(), plan.workspace(), scalars.inputs(),
                       sums_of(sums, params, phases, plan.workspace().sums), phases};
-  run(op, device, stream, [&] { cpu::lars_step(call); },
-      [&](void* s) { LB_CUDA_CALL(cuda::lars_step(call, s)); });
+  run(
+      op, device, stream, [&] { cpu::lars_step(call); },
+      [&]([[maybe_unused]] void* s) { LB_CUDA_CALL(cuda::lars_step(call, s)); });
 }
 
 }  // namespace
@@ -101,10 +104,10 @@ void register_lars(py::module_& module) {
           [](const std::string& op, const py::dict& group) { read_group(op.c_str(), -1, group); },
           py::arg("op"), py::arg("group"), "Raise unless the hyper-parameters are in range.");
   module.def("lars_step", &lars_step, py::arg("plan"), py::arg("params"), py::arg("grads"),
-             py::arg("momentum_buffers"), py::arg("buffer_rows"), py::arg("steps"), py::arg("copies"), py::arg("copy_rows"),
-             py::arg("group_of"), py::arg("groups"), py::arg("phases") = py::none(),
-             py::arg("sums") = py::none(), py::arg("grad_scale") = py::none(),
-             py::arg("found_inf") = py::none(),
+             py::arg("momentum_buffers"), py::arg("buffer_rows"), py::arg("steps"),
+             py::arg("copies"), py::arg("copy_rows"), py::arg("group_of"), py::arg("groups"),
+             py::arg("phases") = py::none(), py::arg("sums") = py::none(),
+             py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none(),
              "One LARS step, or one phase of it ('first', 'second'), on the tensors of a device.\n"
              "Reads gradients, writes the rest. See largebatch.optim.LARS and largebatch.ops.");
 }

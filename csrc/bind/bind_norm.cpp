@@ -40,8 +40,9 @@ void sq_sum(py::handle tensors_, py::handle sums_) {
   plan.prepare(op, device, stream, entries, {});
   const auto& ws = plan.workspace();
   double* out = static_cast<double*>(sums[0].data);
-  run(op, device, stream, [&] { cpu::sq_sum(plan.plan(), ws.table(), ws.partials, out); },
-      [&](void* s) {
+  run(
+      op, device, stream, [&] { cpu::sq_sum(plan.plan(), ws.table(), ws.partials, out); },
+      [&]([[maybe_unused]] void* s) {
         LB_CUDA_CALL(cuda::sq_sum(plan.plan(), ws.table(), ws.partials, out, s));
       });
 }

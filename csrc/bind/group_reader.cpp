@@ -15,7 +15,9 @@ namespace lb::bind {
 namespace {
 
 // A Python float, int or bool, or anything that NumPy calls a number.
-bool is_number(py::handle value) { return PyFloat_Check(value.ptr()) || PyIndex_Check(value.ptr()); }
+bool is_number(py::handle value) {
+  return PyFloat_Check(value.ptr()) || PyIndex_Check(value.ptr());
+}
 
 std::string text(double x) { return py::str(py::float_(x)); }
 
@@ -39,9 +41,9 @@ void GroupReader::fail(const std::string& what, py::handle got, const std::strin
 
 double GroupReader::checked(const std::string& what, py::handle value, double low,
                             double high) const {
-  const std::string expected =
-      high == kInfinity ? "a number >= " + text(low)
-                        : "a number in [" + text(low) + ", " + text(high) + ")";
+  const std::string expected = high == kInfinity
+                                   ? "a number >= " + text(low)
+                                   : "a number in [" + text(low) + ", " + text(high) + ")";
   if (!is_number(value)) fail(what, value, expected);
   const double x = PyFloat_AsDouble(value.ptr());
   if (PyErr_Occurred() != nullptr) throw py::error_already_set();

@@ -33,7 +33,8 @@ void upload(void* to, const void* from, int64_t bytes, void* stream) {
   int64_t done = 0;
   while (done < bytes) {
     UploadBytes chunk;
-    const int64_t size = bytes - done < int64_t(sizeof chunk) ? bytes - done : int64_t(sizeof chunk);
+    const int64_t size =
+        bytes - done < int64_t(sizeof chunk) ? bytes - done : int64_t(sizeof chunk);
     const int64_t words = (size + kWord - 1) / kWord;  // arrays are padded to 64 bytes
     chunk.words[words - 1] = 0;
     std::memcpy(chunk.words, static_cast<const char*>(from) + done, size_t(size));
@@ -72,7 +73,8 @@ Status status() {
   cudaGetLastError();  // the error is reported here, not by the next launch
   s.device_count = 0;
   if (s.driver_version == 0 || error == cudaErrorInsufficientDriver) {
-    s.reason = "no NVIDIA driver, or one older than 580, which CUDA 13 needs: install a newer driver";
+    s.reason =
+        "no NVIDIA driver, or one older than 580, which CUDA 13 needs: install a newer driver";
   } else {
     s.reason = std::string("no usable GPU: ") + cudaGetErrorString(error);
   }

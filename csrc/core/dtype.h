@@ -23,12 +23,18 @@ enum class DType : uint8_t {
 
 constexpr const char* name(DType dtype) {
   switch (dtype) {
-    case DType::none: return "none";
-    case DType::float32: return "float32";
-    case DType::float16: return "float16";
-    case DType::bfloat16: return "bfloat16";
-    case DType::float64: return "float64";
-    case DType::other: break;
+    case DType::none:
+      return "none";
+    case DType::float32:
+      return "float32";
+    case DType::float16:
+      return "float16";
+    case DType::bfloat16:
+      return "bfloat16";
+    case DType::float64:
+      return "float64";
+    case DType::other:
+      break;
   }
   return "another type";
 }
@@ -36,10 +42,14 @@ constexpr const char* name(DType dtype) {
 constexpr int64_t size_of(DType dtype) {
   switch (dtype) {
     case DType::float16:
-    case DType::bfloat16: return 2;
-    case DType::float32: return 4;
-    case DType::float64: return 8;
-    default: return 0;
+    case DType::bfloat16:
+      return 2;
+    case DType::float32:
+      return 4;
+    case DType::float64:
+      return 8;
+    default:
+      return 0;
   }
 }
 

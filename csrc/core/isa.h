@@ -35,9 +35,9 @@ std::vector<Isa> supported_isas();
   namespace avx512 {             \
   __VA_ARGS__;                   \
   }
-#define LB_FOR_ISA(symbol)                                    \
-  (::lb::cpu_isa() == ::lb::Isa::avx512 ? avx512::symbol      \
-   : ::lb::cpu_isa() == ::lb::Isa::avx2 ? avx2::symbol        \
+#define LB_FOR_ISA(symbol)                               \
+  (::lb::cpu_isa() == ::lb::Isa::avx512 ? avx512::symbol \
+   : ::lb::cpu_isa() == ::lb::Isa::avx2 ? avx2::symbol   \
                                         : base::symbol)
 #else
 #define LB_DECLARE_FOR_ISAS(...) \

@@ -20,8 +20,8 @@ bool same_dtypes(const Entry& a, const Entry& b) {
 }
 
 bool same_but_for_gradient(const Entry& a, const Entry& b) {
-  return std::memcmp(a.data, b.data, sizeof a.data) == 0 && same_dtypes(a, b) &&
-         a.step == b.step && a.numel == b.numel && a.group == b.group;
+  return std::memcmp(a.data, b.data, sizeof a.data) == 0 && same_dtypes(a, b) && a.step == b.step &&
+         a.numel == b.numel && a.group == b.group;
 }
 
 int64_t bytes_per_element(const Row& row) {

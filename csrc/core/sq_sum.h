@@ -22,6 +22,6 @@ namespace cuda {
 // The first half alone: partials of every tile.
 void sq_sum_tiles(const Plan& plan, const Table& table, double* partials, void* stream);
 void sq_sum(const Plan& plan, const Table& table, double* partials, double* sums, void* stream);
-}
+}  // namespace cuda
 
 }  // namespace lb

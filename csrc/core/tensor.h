@@ -20,9 +20,9 @@ struct Device {
 };
 
 struct TensorView {
-  void* data;              // first element, byte offset included; may be null when numel is 0
+  void* data;  // first element, byte offset included; may be null when numel is 0
   DType dtype;
-  uint8_t dlpack_code;     // DLPack type code and bits, to name a dtype that is `other`
+  uint8_t dlpack_code;  // DLPack type code and bits, to name a dtype that is `other`
   uint8_t dlpack_bits;
   Device device;
   int32_t ndim;

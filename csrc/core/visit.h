@@ -18,11 +18,16 @@ struct Type {
 template <class F>
 LB_HD void visit(DType dtype, F f) {
   switch (dtype) {
-    case DType::float32: return f(Type<float>{});
-    case DType::float16: return f(Type<Half>{});
-    case DType::bfloat16: return f(Type<BFloat16>{});
-    case DType::float64: return f(Type<double>{});
-    default: return;
+    case DType::float32:
+      return f(Type<float>{});
+    case DType::float16:
+      return f(Type<Half>{});
+    case DType::bfloat16:
+      return f(Type<BFloat16>{});
+    case DType::float64:
+      return f(Type<double>{});
+    default:
+      return;
   }
 }
 
@@ -46,12 +51,15 @@ LB_HD void visit_weights_and_grad(DType weights, DType grad, F f) {
 
 constexpr bool is_weights_and_grad(DType weights, DType grad) {
   switch (weights) {
-    case DType::float64: return grad == DType::float64;
+    case DType::float64:
+      return grad == DType::float64;
     case DType::float32:
       return grad == DType::float32 || grad == DType::float16 || grad == DType::bfloat16;
     case DType::float16:
-    case DType::bfloat16: return grad == weights || grad == DType::float32;
-    default: return false;
+    case DType::bfloat16:
+      return grad == weights || grad == DType::float32;
+    default:
+      return false;
   }
 }
 

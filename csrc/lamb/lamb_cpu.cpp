@@ -9,10 +9,10 @@
 
 namespace lb {
 
-LB_DECLARE_FOR_ISAS(
-    void lamb_moments_tile(const Row& row, const void* grad, const LambScalars& scalars, Tile tile,
-                           double* sums);
-    void lamb_apply_tile(const Row& row, const LambScalars& scalars, double step_size, Tile tile))
+LB_DECLARE_FOR_ISAS(void lamb_moments_tile(const Row& row, const void* grad,
+                                           const LambScalars& scalars, Tile tile, double* sums);
+                    void lamb_apply_tile(const Row& row, const LambScalars& scalars,
+                                         double step_size, Tile tile))
 
 namespace cpu {
 

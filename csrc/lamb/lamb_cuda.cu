@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
   __syncthreads();
   for (int32_t r = int32_t(threadIdx.x); r < ws.num_rows; r += kPrepareThreads) {
     const Row& row = ws.rows[r];
-    ws.scalars[r] =
-        lamb_prepare(ws.groups[row.group], inputs, *ws.control, first_phase, row.step);
+    ws.scalars[r] = lamb_prepare(ws.groups[row.group], inputs, *ws.control, first_phase, row.step);
   }
 }
 
@@ -156,8 +155,8 @@ void lamb_step(const LambCall& call, void* stream) {
       const Row& row = call.plan.rows()[size_t(segment.first_row)];
       visit(row.dtypes[kLambWeights], [&](auto w) {
         using W = typename decltype(w)::type;
-        launch("lamb_apply_kernel", lamb_apply_kernel<W>, segment.num_tiles, kTileThreads,
-               stream, ws, call.sums, segment.first_tile);
+        launch("lamb_apply_kernel", lamb_apply_kernel<W>, segment.num_tiles, kTileThreads, stream,
+               ws, call.sums, segment.first_tile);
       });
     }
   }

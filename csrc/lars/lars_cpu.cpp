@@ -8,11 +8,10 @@
 
 namespace lb {
 
-LB_DECLARE_FOR_ISAS(
-    void lars_norms_tile(const Row& row, const void* grad, double grad_scale, Tile tile,
-                         double* sums);
-    void lars_apply_tile(const Row& row, const void* grad, const LarsScalars& scalars,
-                         double trust_ratio, Tile tile))
+LB_DECLARE_FOR_ISAS(void lars_norms_tile(const Row& row, const void* grad, double grad_scale,
+                                         Tile tile, double* sums);
+                    void lars_apply_tile(const Row& row, const void* grad,
+                                         const LarsScalars& scalars, double trust_ratio, Tile tile))
 
 namespace cpu {
 
@@ -22,8 +21,8 @@ void lars_step(const LarsCall& call) {
   lars_decide(call.inputs, *ws.control);
   if (call.phases.second) {
     for (int32_t r = 0; r < ws.num_rows; ++r) {
-      ws.scalars[r] = lars_prepare(ws.groups[ws.rows[r].group], call.inputs, *ws.control,
-                                   ws.rows[r].step);
+      ws.scalars[r] =
+          lars_prepare(ws.groups[ws.rows[r].group], call.inputs, *ws.control, ws.rows[r].step);
     }
   }
   if (ws.control->skip) return;

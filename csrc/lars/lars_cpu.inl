@@ -9,8 +9,7 @@
 namespace lb::LB_ISA {
 
 // sums = (sum of squares of weights, of the unscaled gradient).
-void lars_norms_tile(const Row& row, const void* grad, double grad_scale, Tile tile,
-                     double* sums) {
+void lars_norms_tile(const Row& row, const void* grad, double grad_scale, Tile tile, double* sums) {
   LaneSum w_sum, g_sum;
   visit_weights_and_grad(
       row.dtypes[kLarsWeights], row.grad_dtype, [&](auto w_type, auto g_type) LB_INLINE {

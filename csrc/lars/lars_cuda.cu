@@ -34,8 +34,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
 
 template <class W, class G>
 __global__ void __launch_bounds__(kTileThreads)
-    lars_norms_kernel(Workspace<LarsGroup, LarsScalars> ws, StepInputs inputs,
-                      int32_t first_tile) {
+    lars_norms_kernel(Workspace<LarsGroup, LarsScalars> ws, StepInputs inputs, int32_t first_tile) {
   if (ws.control->skip) return;
   const int32_t t = first_tile + int32_t(blockIdx.x);
   const Tile tile = tile_at(ws.table(), t);

@@ -7,11 +7,12 @@
 //
 //   r   = trust |w| / (|g| + decay |w| + eps)          1 if |w| or |g| is zero
 //   d   = r (g + decay w)
-//   buf = keep buf + gain d                            keep = momentum, 0 on the first step
+//   buf = keep buf + gain d                            keep = momentum
 //   w   = w - (buf_gain buf + d_gain d)
 //
 // lr in the momentum (the paper): gain = lr, buf_gain = 1; else (torch.optim.SGD): gain =
-// 1 - dampening, buf_gain = lr. The two agree only while lr is constant.
+// 1 - dampening, buf_gain = lr, and buf = d on the first step. The two agree only while lr is
+// constant.
 #pragma once
 
 #include <cmath>
@@ -56,7 +57,7 @@ LB_HD LarsScalars lars_scalars(const LarsGroup& group, bool first_step, double g
   s.adapt = group.adapt;
   s.clip = group.clip;
   const double through = group.lr_in_momentum ? 1 : s.lr;  // lr that meets buf on its way out
-  s.keep = first_step ? 0 : group.momentum;
+  s.keep = first_step && !group.lr_in_momentum ? 0 : group.momentum;
   s.gain = group.lr_in_momentum ? s.lr : first_step ? 1 : 1 - group.dampening;
   s.buf_gain = group.nesterov ? through * group.momentum : through;
   s.d_gain = group.nesterov ? s.lr : 0;

@@ -16,17 +16,32 @@ def define(schema, kernel, fake):
     torch.library.register_fake(f"largebatch::{name}", fake, lib=library)
 
 
-def as_tensors(op, argument, arrays):
-    """Return arrays of any library as torch tensors that share their memory."""
-    if isinstance(arrays, torch.Tensor) or not isinstance(arrays, list | tuple):
-        raise TypeError(
-            f"{op}: {argument} is a {type(arrays).__name__}, expected a list of arrays. "
-            f"Pass [x] for a single one."
-        )
-    return [
-        array if isinstance(array, torch.Tensor) else _as_tensor(op, f"{argument}[{i}]", array)
-        for i, array in enumerate(arrays)
-    ]
+def as_tensors(op, **lists):
+    """Return lists of arrays of any library as torch tensors that share their memory.
+
+    All must be on one device: the dispatcher would send a call with one meta tensor in it to the
+    kernel that computes shapes only, and nothing would be done, or said.
+    """
+    first, found = None, []
+    for argument, arrays in lists.items():
+        if not isinstance(arrays, list | tuple):
+            raise TypeError(
+                f"{op}: {argument} is a {type(arrays).__name__}, expected a list of arrays. "
+                "Pass [x] for a single one."
+            )
+        tensors = []
+        for i, array in enumerate(arrays):
+            if not isinstance(array, torch.Tensor):
+                array = _as_tensor(op, f"{argument}[{i}]", array)
+            first = first or (array.device, f"{argument}[{i}]")
+            if array.device != first[0]:
+                raise ValueError(
+                    f"{op}: {argument}[{i}] is on {array.device}, expected {first[0]} like "
+                    f"{first[1]}."
+                )
+            tensors.append(array)
+        found.append(tensors)
+    return found
 
 
 def _as_tensor(op, label, array):

@@ -35,15 +35,16 @@ def lamb_moments(
     r"""Do the first phase of a LAMB step: moments and step counters forward, norms measured.
 
     Between the phases only the sums need to be complete: add them up over the ranks that hold the
-    other parts of the tensors (one all-reduce of 2 T numbers), and the sharded step equals the whole
-    one. The equations are those of :class:`largebatch.optim.LAMB`.
+    other parts of the tensors (one all-reduce of 2 T numbers), and the sharded step equals the
+    whole one. The equations are those of :class:`largebatch.optim.LAMB`.
 
     Parameters
     ----------
     params : list of T arrays
         fp32, fp16, bf16 or fp64, any shape, dense. Read.
     grads : list of T arrays
-        Laid out like `params`; fp16 and bf16 also with fp32 params, fp32 also with 16-bit ones. Read.
+        Laid out like `params`; fp16 and bf16 also with fp32 params, fp32 also with 16-bit ones.
+        Read.
     exp_avgs, exp_avg_sqs : list of T arrays
         Laid out like `params`; fp32, or fp64 with fp64 params. Written.
     steps : list of T arrays
@@ -77,15 +78,18 @@ def lamb_moments(
     >>> torch.distributed.all_reduce(sums)
     >>> lamb_apply(p, m, v, t, sums, grad_sq_sum=total, **hyper)
     """
-    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs,
-             "steps": steps}  # fmt: skip
-    lists = [as_tensors("lamb_moments", name, arrays) for name, arrays in lists.items()]
+    lists = as_tensors(
+        "lamb_moments",
+        params=params,
+        grads=grads,
+        exp_avgs=exp_avgs,
+        exp_avg_sqs=exp_avg_sqs,
+        steps=steps,
+    )
     arguments = _flat("lamb_moments", hyper)
     if not lists[0]:
         return torch.zeros(0, 2, dtype=torch.float64)
-    return torch.ops.largebatch.lamb_moments(
-        *lists, *arguments, grad_sq_sum, grad_scale, found_inf
-    )
+    return torch.ops.largebatch.lamb_moments(*lists, *arguments, grad_sq_sum, grad_scale, found_inf)
 
 
 def lamb_apply(
@@ -126,9 +130,14 @@ def lamb_apply(
     >>> sums = lamb_moments(p, g, m, v, t, **hyper)
     >>> lamb_apply(p, m, v, t, sums, **hyper)
     """
-    lists = {"params": params, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps}
-    lists = [as_tensors("lamb_apply", name, arrays) for name, arrays in lists.items()]
-    copies = as_tensors("lamb_apply", "copies", copies)
+    *lists, copies = as_tensors(
+        "lamb_apply",
+        params=params,
+        exp_avgs=exp_avgs,
+        exp_avg_sqs=exp_avg_sqs,
+        steps=steps,
+        copies=copies,
+    )
     arguments = _flat("lamb_apply", hyper)
     if lists[0]:
         torch.ops.largebatch.lamb_apply(

@@ -14,8 +14,8 @@ _HYPER = (
 )  # fmt: skip
 _HYPER_SCHEMA = (
     "float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
-    "float trust_coefficient, float eps, bool clip, bool lr_in_momentum, bool adapt, bool maximize, "
-    "Tensor? grad_scale, Tensor? found_inf"
+    "float trust_coefficient, float eps, bool clip, bool lr_in_momentum, bool adapt, "
+    "bool maximize, Tensor? grad_scale, Tensor? found_inf"
 )
 # What the first phase does not depend on, for a call of it alone.
 _ANY = dict.fromkeys(_HYPER, 0.0)
@@ -25,8 +25,8 @@ def lars_norms(params, grads, *, grad_scale=None):
     r"""Do the first phase of a LARS step: measure the norms. Nothing is written.
 
     Between the phases only the sums need to be complete: add them up over the ranks that hold the
-    other parts of the tensors (one all-reduce of 2 T numbers), and the sharded step equals the whole
-    one.
+    other parts of the tensors (one all-reduce of 2 T numbers), and the sharded step equals the
+    whole one.
 
     Parameters
     ----------
@@ -54,8 +54,7 @@ def lars_norms(params, grads, *, grad_scale=None):
     >>> torch.distributed.all_reduce(sums)
     >>> lars_apply(p, g, buffers, t, sums, **hyper)
     """
-    params = as_tensors("lars_norms", "params", params)
-    grads = as_tensors("lars_norms", "grads", grads)
+    params, grads = as_tensors("lars_norms", params=params, grads=grads)
     if not params:
         return torch.zeros(0, 2, dtype=torch.float64)
     return torch.ops.largebatch.lars_norms(params, grads, grad_scale)
@@ -96,8 +95,8 @@ def lars_apply(
         One float32 each, as ``torch.amp.GradScaler`` has them. Nothing is written if `found_inf` is
         not 0.
     **hyper
-        All of `lr`, `momentum`, `dampening`, `weight_decay`, `nesterov`, `trust_coefficient`, `eps`,
-        `clip`, `lr_in_momentum`, `adapt`, `maximize`, with the meaning they have in
+        All of `lr`, `momentum`, `dampening`, `weight_decay`, `nesterov`, `trust_coefficient`,
+        `eps`, `clip`, `lr_in_momentum`, `adapt`, `maximize`, with the meaning they have in
         :class:`largebatch.optim.LARS`; `lr` is a number.
 
     Raises
@@ -110,9 +109,14 @@ def lars_apply(
     >>> sums = lars_norms(p, g)
     >>> lars_apply(p, g, buffers, t, sums, **hyper)
     """
-    lists = {"params": params, "grads": grads, "momentum_buffers": momentum_buffers, "steps": steps}
-    lists = [as_tensors("lars_apply", name, arrays) for name, arrays in lists.items()]
-    copies = as_tensors("lars_apply", "copies", copies)
+    *lists, copies = as_tensors(
+        "lars_apply",
+        params=params,
+        grads=grads,
+        momentum_buffers=momentum_buffers,
+        steps=steps,
+        copies=copies,
+    )
     arguments = hyper_parameters("lars_apply", hyper, _HYPER)
     if lists[0]:
         torch.ops.largebatch.lars_apply(*lists, sums, copies, *arguments, grad_scale, found_inf)

@@ -14,8 +14,8 @@ def multi_tensor_sq_sum(tensors):
 
     .. math:: s_i = \sum_j x_{ij}^2, \qquad \partial s_i / \partial x_{ij} = 2 x_{ij}
 
-    One pass over the memory whatever the number of tensors: 4 B read per fp32 element. Differentiable
-    any number of times.
+    One pass over the memory whatever the number of tensors: 4 B read per fp32 element.
+    Differentiable any number of times.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def multi_tensor_sq_sum(tensors):
     >>> largebatch.ops.multi_tensor_sq_sum([torch.tensor([3.0, 4.0]), torch.zeros(0)])
     tensor([25.,  0.], dtype=torch.float64)
     """
-    tensors = as_tensors("multi_tensor_sq_sum", "tensors", tensors)
+    (tensors,) = as_tensors("multi_tensor_sq_sum", tensors=tensors)
     if not tensors:
         return torch.zeros(0, dtype=torch.float64)
     return torch.ops.largebatch.multi_tensor_sq_sum(tensors)
@@ -69,7 +69,7 @@ def multi_tensor_norm(tensors):
     >>> total.item(), norms.tolist()
     (5.0, [3.0, 4.0])
     """
-    tensors = as_tensors("multi_tensor_norm", "tensors", tensors)
+    (tensors,) = as_tensors("multi_tensor_norm", tensors=tensors)
     if not tensors:
         return torch.zeros((), dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
     return torch.ops.largebatch.multi_tensor_norm(tensors)

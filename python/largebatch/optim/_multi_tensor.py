@@ -9,8 +9,7 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from .. import _C
-from .. import ops
+from .. import _C, ops
 from ._sharding import Shards, local
 
 _PLAIN = (Parameter, torch.Tensor)
@@ -261,9 +260,7 @@ class MultiTensorOptimizer(Optimizer):
                 if grad is None:
                     continue
                 if grad.is_sparse:
-                    raise RuntimeError(
-                        f"{type(self).__name__} does not support sparse gradients"
-                    )
+                    raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
                 state = state_of[param]
                 for name in names:
                     if name not in state:
@@ -338,9 +335,7 @@ class MultiTensorOptimizer(Optimizer):
         handles = (
             # Last of the hooks before, first of the hooks after: user's hooks see the usual order.
             self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given)),
-            self.register_load_state_dict_post_hook(
-                lambda _: self._restore(loaded), prepend=True
-            ),
+            self.register_load_state_dict_post_hook(lambda _: self._restore(loaded), prepend=True),
         )
         try:
             super().load_state_dict(state_dict)

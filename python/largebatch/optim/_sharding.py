@@ -32,8 +32,8 @@ class Shards:
         mesh, placements = param.device_mesh, param.placements
         if any(isinstance(placement, Partial) for placement in placements):
             raise ValueError(
-                f"params[{position}] has placements {placements}: a parameter that is a pending sum "
-                "cannot be updated. Redistribute it to Shard or Replicate."
+                f"params[{position}] has placements {placements}: a parameter that is a pending "
+                "sum cannot be updated. Redistribute it to Shard or Replicate."
             )
         if not isinstance(grad, DTensor) or grad.placements != placements:
             grad = grad.redistribute(mesh, placements)

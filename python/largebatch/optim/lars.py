@@ -132,9 +132,7 @@ class LARS(MultiTensorOptimizer):
         )
 
     def _reference_first(self, batch, arguments):
-        return reference.lars_norms(
-            batch.weights, batch.grads, grad_scale=arguments["grad_scale"]
-        )
+        return reference.lars_norms(batch.weights, batch.grads, grad_scale=arguments["grad_scale"])
 
     def _reference_second(self, batch, sums, arguments):
         buffers = batch.state("momentum_buffer") if arguments["momentum"] != 0 else []

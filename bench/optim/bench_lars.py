@@ -1,0 +1,29 @@
+# SPDX-FileCopyrightText: 2026 the largebatch authors
+# SPDX-License-Identifier: Apache-2.0
+"""One LARS step with decay and momentum over whole models.
+
+Bytes per fp32 parameter: 8 (norms) + 20 (apply) = 28; 20 for torch's fused SGD, which takes no
+norms.
+"""
+
+import pytest
+from baselines import BASELINES
+from shapes import SHAPES
+
+import largebatch
+
+
+def _ours(params):
+    return largebatch.optim.LARS(params, lr=1e-3, momentum=0.9, weight_decay=1e-4)
+
+
+FAMILY = {"largebatch": _ours, **BASELINES["lars"]}
+BYTES = {"largebatch": 28, "torch SGD fused": 20}
+
+
+@pytest.mark.parametrize("implementation", FAMILY)
+@pytest.mark.parametrize("shapes", SHAPES)
+def bench_lars(bench_optimizer, shapes, implementation):
+    bench_optimizer(
+        "lars", implementation, shapes, FAMILY[implementation], BYTES.get(implementation)
+    )

@@ -1,0 +1,39 @@
+# SPDX-FileCopyrightText: 2026 the largebatch authors
+# SPDX-License-Identifier: Apache-2.0
+"""Parameter shapes of the models that benchmarks run on."""
+
+from math import prod
+
+
+def _encoder(hidden, layers, feed_forward, vocabulary, positions=512, segments=2):
+    shapes = [(vocabulary, hidden), (positions, hidden), (segments, hidden), (hidden,), (hidden,)]
+    for _ in range(layers):
+        shapes += [(hidden, hidden), (hidden,)] * 4 + [(hidden,)] * 2
+        shapes += [(feed_forward, hidden), (feed_forward,), (hidden, feed_forward), (hidden,)]
+        shapes += [(hidden,)] * 2
+    return shapes
+
+
+def _resnet50():
+    shapes = [(64, 3, 7, 7), (64,), (64,)]
+    inputs = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            for shape in ((width, inputs, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)):
+                shapes += [shape, (shape[0],), (shape[0],)]
+            if block == 0:
+                shapes += [(4 * width, inputs, 1, 1), (4 * width,), (4 * width,)]
+            inputs = 4 * width
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+SHAPES = {
+    "bert-35m": _encoder(hidden=576, layers=4, feed_forward=2304, vocabulary=32768),
+    "resnet50": _resnet50(),
+    "tiny-5000": [(1 + 7 * i % 100,) for i in range(5000)],
+}
+
+
+def numel(name):
+    """Return the number of parameters."""
+    return sum(prod(shape) for shape in SHAPES[name])

@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: 2026 the largebatch authors
+# SPDX-License-Identifier: Apache-2.0
+"""One of two processes that hold half of every tensor; run by test_sharded.py.
+
+    python -m tests.optim.sharded_worker <rank> <folder>
+
+Reads nothing, writes what it ended with to <folder>/<rank>.pt.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from largebatch import ops
+from largebatch.optim import LAMB, LARS
+from tests.helpers import LAMB_DEFAULTS, LARS_DEFAULTS, problem
+
+WORLD = 2
+STEPS = 5
+LAMB_OPTIONS = dict(lr=0.01, weight_decay=0.02, max_grad_norm=0.5)
+LARS_OPTIONS = dict(lr=0.5, weight_decay=0.01, trust_coefficient=0.02)
+
+# For the split form: flat tensors and where the first rank's part ends.
+FLAT_SHAPES = [(40000,), (7,), (1,), (50000,)]
+CUTS = [16384 + 3, 2, 0, 50000]
+
+# For DTensor: even, uneven and one-sided splits of the first dimension; the last is replicated.
+GRID_SHAPES = [(64, 30), (7, 500), (1, 12), (33,), (20, 20)]
+
+
+def parts(tensors, rank):
+    """Return this rank's part of each flat tensor."""
+    pieces = [t.split([cut, len(t) - cut]) for t, cut in zip(tensors, CUTS, strict=True)]
+    return [piece[rank].clone() for piece in pieces]
+
+
+def split_lamb(rank):
+    data = problem(FLAT_SHAPES, STEPS)
+    params = parts(data.params, rank)
+    moments = [[torch.zeros_like(p) for p in params] for _ in range(2)]
+    steps = [torch.zeros(()) for _ in params]
+    hyper = LAMB_DEFAULTS | LAMB_OPTIONS
+    for full in data.grads:
+        grads = parts(full, rank)
+        total = ops.multi_tensor_sq_sum(grads).sum()
+        dist.all_reduce(total)
+        hyper["grad_sq_sum"] = total
+        sums = ops.lamb_moments(params, grads, *moments, steps, **hyper)
+        dist.all_reduce(sums)
+        ops.lamb_apply(params, *moments, steps, sums, **hyper)
+    return params, moments
+
+
+def split_lars(rank):
+    data = problem(FLAT_SHAPES, STEPS)
+    params = parts(data.params, rank)
+    buffers = [torch.zeros_like(p) for p in params]
+    steps = [torch.zeros(()) for _ in params]
+    for full in data.grads:
+        grads = parts(full, rank)
+        sums = ops.lars_norms(params, grads)
+        dist.all_reduce(sums)
+        ops.lars_apply(params, grads, buffers, steps, sums, **LARS_DEFAULTS | LARS_OPTIONS)
+    return params, [buffers]
+
+
+def dtensors(cls, options, dtype=torch.float32):
+    """Run an optimizer on distributed parameters; return them and their state, put together."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    placements = [[Shard(0)]] * (len(GRID_SHAPES) - 1) + [[Replicate()]]
+
+    def distribute(tensors):
+        pairs = zip(tensors, placements, strict=True)
+        return [distribute_tensor(t.to(dtype), mesh, placement) for t, placement in pairs]
+
+    data = problem(GRID_SHAPES, STEPS)
+    params = [torch.nn.Parameter(p) for p in distribute(data.params)]
+    optimizer = cls(params, **options)
+    for grads in data.grads:
+        for p, g in zip(params, distribute(grads), strict=True):
+            p.grad = g
+        optimizer.step()
+    state = [
+        {
+            name: value.full_tensor() if isinstance(value, DTensor) else value
+            for name, value in optimizer.state[p].items()
+        }
+        for p in params
+    ]
+    result = {"params": [p.full_tensor().detach() for p in params], "state": state}
+    if cls is LAMB:
+        result["grad_norm"] = optimizer.grad_norm
+    result["nonfinite"] = optimizer.nonfinite
+    return result
+
+
+def main(rank, folder):
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), WORLD)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+    results = {
+        "split lamb": split_lamb(rank),
+        "split lars": split_lars(rank),
+        "dtensor lamb": dtensors(LAMB, LAMB_OPTIONS),
+        "dtensor lars": dtensors(LARS, LARS_OPTIONS),
+        "dtensor lamb, pure torch": dtensors(LAMB, LAMB_OPTIONS | dict(fused=False)),
+        "dtensor lars, pure torch": dtensors(LARS, LARS_OPTIONS | dict(fused=False)),
+        "dtensor lamb, bfloat16": dtensors(LAMB, LAMB_OPTIONS, torch.bfloat16),
+    }
+    torch.save(results, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: 2026 the largebatch authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors sharded over two processes against the same tensors whole, in float64.
+
+Not bitwise against the unsharded kernel: where a tensor is cut its tiles begin anew, so the partial
+sums of its norms are of other elements, and fp64 addition is not associative.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import largebatch
+from largebatch.optim import LAMB
+from tests.conftest import assert_close
+from tests.helpers import LambOracle, LarsOracle, leaves, problem, run, same_bits
+from tests.optim import sharded_worker as worker
+
+# Sizes that single elements of averages of the gradient are held against: they may cancel.
+TYPICAL = {"exp_avg": 1e-3, "exp_avg_sq": 0.0, "momentum_buffer": 1e-3}
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Run both processes once; return what each of them ended with."""
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    folder = tmp_path_factory.mktemp("ranks")
+    library = str(Path(largebatch.__file__).parents[1])
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": library}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.optim.sharded_worker", str(rank), str(folder)],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(worker.WORLD)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    for process, error in zip(ranks, errors, strict=True):
+        assert process.returncode == 0, error
+    return [torch.load(folder / f"{rank}.pt") for rank in range(worker.WORLD)]
+
+
+def solved(oracle_type, shapes, options, dtype=torch.float32):
+    data = problem(shapes, worker.STEPS).to(dtype=dtype, grad_dtype=dtype)
+    oracle = oracle_type(data.params, **options)
+    for grads in data.grads:
+        oracle.step(grads)
+    return oracle
+
+
+SPLIT = {
+    "split lamb": (LambOracle, worker.LAMB_OPTIONS),
+    "split lars": (LarsOracle, worker.LARS_OPTIONS),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_split_form_over_two_ranks(results, name):
+    oracle_type, options = SPLIT[name]
+    oracle = solved(oracle_type, worker.FLAT_SHAPES, options)
+    (params0, moments0), (params1, moments1) = (result[name] for result in results)
+    assert_close(joined(params0, params1), oracle.params)
+    for buffer, first, second in zip(oracle.buffers, moments0, moments1, strict=True):
+        expected = [s[buffer] for s in oracle.state]
+        assert_close(joined(first, second), expected, scale=TYPICAL[buffer])
+
+
+def joined(first, second):
+    """Put the parts of both ranks together."""
+    return [torch.cat(pair) for pair in zip(first, second, strict=True)]
+
+
+DTENSOR = {
+    "dtensor lamb": (LambOracle, worker.LAMB_OPTIONS),
+    "dtensor lars": (LarsOracle, worker.LARS_OPTIONS),
+    "dtensor lamb, pure torch": (LambOracle, worker.LAMB_OPTIONS),
+    "dtensor lars, pure torch": (LarsOracle, worker.LARS_OPTIONS),
+}
+
+
+@pytest.mark.parametrize("name", DTENSOR)
+def test_distributed_parameters(results, name):
+    oracle = solved(DTENSOR[name][0], worker.GRID_SHAPES, DTENSOR[name][1])
+    for result in results:
+        own = result[name]
+        assert_close(own["params"], oracle.params)
+        for state, expected in zip(own["state"], oracle.state, strict=True):
+            assert set(state) == set(expected)
+            assert state["step"].item() == worker.STEPS
+            for buffer in oracle.buffers:
+                assert_close(state[buffer], expected[buffer], scale=TYPICAL[buffer])
+        assert own["nonfinite"].item() == 0
+
+
+@pytest.mark.parametrize("name", [*DTENSOR, "dtensor lamb, bfloat16"])
+def test_ranks_end_with_the_same_bits(results, name):
+    first, second = (result[name] for result in results)
+    assert same_bits(first["params"], second["params"])
+
+
+def test_distributed_sixteen_bit_parameters_have_a_master(results):
+    oracle = solved(LambOracle, worker.GRID_SHAPES, worker.LAMB_OPTIONS, torch.bfloat16)
+    own = results[0]["dtensor lamb, bfloat16"]
+    masters = [state["master_param"] for state in own["state"]]
+    assert_close(masters, oracle.params)
+    assert same_bits(own["params"], [m.to(torch.bfloat16) for m in masters])
+
+
+def test_gradient_norm_counts_shards_once_and_replicas_once(results):
+    data = problem(worker.GRID_SHAPES, worker.STEPS)
+    expected = torch.cat([g.double().flatten() for g in data.grads[-1]]).norm().item()
+    for name in ("dtensor lamb", "dtensor lamb, pure torch"):
+        assert results[0][name]["grad_norm"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_sharded_equals_unsharded_kernel(results):
+    data = problem(worker.GRID_SHAPES, worker.STEPS)
+    params = leaves(data.params)
+    run(LAMB(params, **worker.LAMB_OPTIONS), params, data.grads)
+    assert_close(results[0]["dtensor lamb"]["params"], [p.detach() for p in params])
