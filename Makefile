@@ -37,9 +37,10 @@ lint: .venv/.requirements
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
-.venv/.requirements: requirements/dev.txt
+.venv/.requirements: requirements/dev.txt requirements/peers.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -r requirements/dev.txt
+	$(BIN)/python -m pip install --no-deps -r requirements/peers.txt
 	touch $@
 
 $(STRICT): export LARGEBATCH_WERROR = 1
