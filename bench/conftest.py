@@ -28,40 +28,37 @@ def device(request):
 
 
 @pytest.fixture
-def bench_optimizer(benchmark, device, request):
-    """Time the steps of an optimizer over a model's shapes; note bytes and memory."""
+def bench_model(benchmark, device, request):
+    """Time a call over the tensors of a model; note bytes and memory."""
 
-    def run(family, implementation, shapes, make, bytes_per_param=None):
+    def run(family, implementation, shapes, prepare, bytes_per_param=None):
         torch.manual_seed(0)
-        params = [torch.nn.Parameter(0.02 * torch.randn(s, device=device)) for s in SHAPES[shapes]]
-        for p in params:
-            p.grad = 1e-3 * torch.randn_like(p)
+        tensors = [0.02 * torch.randn(shape, device=device) for shape in SHAPES[shapes]]
         try:
-            optimizer = make(params)
+            work = prepare(tensors)
         except ImportError as error:
             pytest.skip(str(error))
 
-        def step():
-            optimizer.step()
+        def call():
+            work()
             synchronize(device)
 
-        step()
+        call()
         start = time.perf_counter()
-        step()
+        call()
         rounds = round(min(max(SECONDS / (time.perf_counter() - start), 5), 50))
         gc.collect()
-        params_bytes = 4 * numel(shapes)
-        extra = extra_memory(device, step)
-        copy = copy_bandwidth(device, params_bytes)
+        extra = extra_memory(device, call)
+        copy = copy_bandwidth(device)
         benchmark.group = f"{family} {shapes}"
-        benchmark.pedantic(step, rounds=rounds, warmup_rounds=3, iterations=1)
+        benchmark.pedantic(call, rounds=rounds, warmup_rounds=3, iterations=1)
         row = {
             "family": family,
             "shapes": shapes,
-            "tensors": len(params),
+            "tensors": len(tensors),
             "implementation": implementation,
             "copy_GBps": copy / 1e9,
-            "extra_memory_percent": None if extra is None else 100 * extra / params_bytes,
+            "extra_memory_percent": None if extra is None else 100 * extra / (4 * numel(shapes)),
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         }
@@ -79,6 +76,22 @@ def bench_optimizer(benchmark, device, request):
     return run
 
 
+@pytest.fixture
+def bench_optimizer(bench_model):
+    """Time the steps of an optimizer over a model's shapes."""
+
+    def run(family, implementation, shapes, make, bytes_per_param=None):
+        def prepare(tensors):
+            params = [torch.nn.Parameter(tensor) for tensor in tensors]
+            for p in params:
+                p.grad = 1e-3 * torch.randn_like(p)
+            return make(params).step
+
+        bench_model(family, implementation, shapes, prepare, bytes_per_param)
+
+    return run
+
+
 def pytest_configure(config):
     config.option.benchmark_quiet = True  # the table below says it in a form one can read
 
@@ -88,9 +101,9 @@ def pytest_terminal_summary(config):
     rows = [row for row in config.stash.get(_ROWS, []) if "median_ms" in row]
     if not rows:
         return
-    table = Table(title="step, median; ratios to ours, and to a copy measured just before")
-    for name in ("model", "optimizer", "ms", "times ours", "B/param", "GB/s", "% of copy", "extra"):
-        table.add_column(name, justify="left" if name in ("model", "optimizer") else "right")
+    table = Table(title="medians; ratios to ours, and to a copy measured just before each")
+    for name in ("model", "call", "ms", "times ours", "B/param", "GB/s", "% of copy", "extra"):
+        table.add_column(name, justify="left" if name in ("model", "call") else "right")
     ours = {
         (row["family"], row["shapes"]): row["median_ms"]
         for row in rows

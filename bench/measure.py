@@ -15,8 +15,11 @@ def synchronize(device):
         torch.cuda.synchronize(device)
 
 
-def copy_bandwidth(device, nbytes, rounds=9):
-    """Return the bytes per second, read and written, of a torch copy of `nbytes`: the median."""
+def copy_bandwidth(device, nbytes=128 << 20, rounds=9):
+    """Return the bytes per second, read and written, of a torch copy: the median.
+
+    Of 128 MiB, which no cache of the machines in question holds.
+    """
     source = torch.ones(nbytes // 4, device=device)
     target = torch.empty_like(source)
     times = []

@@ -5,7 +5,6 @@
 import math
 from dataclasses import dataclass
 
-import baselines  # of bench/, which pytest puts on the path
 import pytest
 import torch
 
@@ -231,6 +230,8 @@ class Padded:
 
 def timm_optimizer(module, name):
     """Return an optimizer of timm, as the benchmarks import it, or skip the test."""
+    import baselines  # of bench/, which pytest puts on the path
+
     try:
         return baselines.timm_optimizer(module, name)
     except ImportError as error:

@@ -3,9 +3,9 @@
 """LAMB in its two phases, for tensors that this process may hold only parts of."""
 
 import torch
-from torch.autograd.graph import increment_version
 
 from .. import _C
+from .._versions import mark_written
 from ._library import as_tensors, define, hyper_parameters
 
 _HYPER = (
@@ -180,7 +180,7 @@ def _moments(params, grads, exp_avgs, exp_avg_sqs, steps, *rest):
         grad_scale=grad_scale,
         found_inf=found_inf,
     )
-    increment_version([*exp_avgs, *exp_avg_sqs, *steps])
+    mark_written([*exp_avgs, *exp_avg_sqs, *steps])
     return sums
 
 
@@ -207,7 +207,7 @@ def _apply(params, exp_avgs, exp_avg_sqs, steps, sums, copies, *rest):
         grad_scale=grad_scale,
         found_inf=found_inf,
     )
-    increment_version([*params, *copies])
+    mark_written([*params, *copies])
 
 
 define(

@@ -3,9 +3,9 @@
 """LARS in its two phases, for tensors that this process may hold only parts of."""
 
 import torch
-from torch.autograd.graph import increment_version
 
 from .. import _C
+from .._versions import mark_written
 from ._library import as_tensors, define, hyper_parameters
 
 _HYPER = (
@@ -164,7 +164,7 @@ def _apply(params, grads, momentum_buffers, steps, sums, copies, *rest):
         grad_scale=grad_scale,
         found_inf=found_inf,
     )
-    increment_version([*params, *momentum_buffers, *steps, *copies])
+    mark_written([*params, *momentum_buffers, *steps, *copies])
 
 
 define(

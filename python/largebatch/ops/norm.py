@@ -87,8 +87,9 @@ def _sq_sum_fake(tensors):
 
 def _dense(tensor):
     """Return the tensor, or a copy of one with gaps: a sum takes elements in any order."""
-    tensor = tensor.detach()
-    return tensor if torch.ops.aten.is_non_overlapping_and_dense(tensor) else tensor.contiguous()
+    if tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return tensor
+    return tensor.contiguous()
 
 
 def _sq_sum_backward(ctx, grad):

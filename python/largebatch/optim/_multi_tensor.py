@@ -5,11 +5,11 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from .. import _C, ops
+from .._versions import mark_written
 from ._sharding import Shards, local
 
 _PLAIN = (Parameter, torch.Tensor)
@@ -129,7 +129,7 @@ class MultiTensorOptimizer(Optimizer):
         for batch in batches.values():
             for param, dense in batch.staged:
                 param.copy_(dense)
-            increment_version(batch.params)
+            mark_written(batch.params)
         return loss
 
     def _step_at_once(self, batches):
