@@ -14,9 +14,11 @@ namespace lb::bind {
 
 namespace {
 
-// A Python float, int or bool, or anything that NumPy calls a number.
+// What float() takes, NumPy's numbers included; not an array, which might have to be waited for.
 bool is_number(py::handle value) {
-  return PyFloat_Check(value.ptr()) || PyIndex_Check(value.ptr());
+  if (PyFloat_Check(value.ptr()) || PyLong_Check(value.ptr())) return true;
+  const PyNumberMethods* methods = Py_TYPE(value.ptr())->tp_as_number;
+  return methods != nullptr && methods->nb_float != nullptr && !py::hasattr(value, "__dlpack__");
 }
 
 std::string text(double x) { return py::str(py::float_(x)); }
@@ -108,9 +110,7 @@ int GroupReader::choice(const char* key, std::initializer_list<const char*> choi
 
 std::pair<double, const float*> GroupReader::rate(const char* key) const {
   const py::object value = get(key);
-  if (is_number(value) && !py::hasattr(value, "__dlpack__")) {
-    return {checked(key, value, 0, kInfinity), nullptr};
-  }
+  if (is_number(value)) return {checked(key, value, 0, kInfinity), nullptr};
   if (!py::hasattr(value, "__dlpack__")) fail(key, value, "a number >= 0.0 or a one-element array");
   const ArrayList array = ArrayList::single(op_, key, value);
   const TensorView& view = array[0];

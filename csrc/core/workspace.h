@@ -73,13 +73,14 @@ class Session {
 
   void prepare(const std::vector<Entry>& entries, const std::vector<Group>& groups,
                const Means& means) {
-    Plan::Change change = plan_.update(entries);
-    if (change == Plan::Change::everything || groups.size() != groups_.size()) {
-      valid_ = false;
+    if (plan_.update(entries) == Plan::Change::everything) laid_out_ = false;
+    if (!laid_out_ || groups.size() != groups_.size()) {
+      laid_out_ = valid_ = false;  // should there be no memory now, the next step begins here again
       const int64_t bytes = lay_out(nullptr, groups.size());
       lay_out(static_cast<char*>(means.allocate(bytes)), groups.size());
       means.upload(workspace_.rows, plan_.rows().data(), bytes_of(plan_.rows()));
       means.upload(workspace_.tile_row, plan_.tile_row().data(), bytes_of(plan_.tile_row()));
+      laid_out_ = true;
     }
     const bool all = !valid_ || means.recording;
     groups_.resize(groups.size());
@@ -135,6 +136,7 @@ class Session {
   Workspace<Group, Scalars> workspace_{};
   std::vector<Group> groups_;  // as they are on the device, if valid_
   std::vector<void*> grads_;
+  bool laid_out_ = false;
   bool valid_ = false;
 };
 

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -182,6 +183,19 @@ class TestLearningRate:
         _, others, other = start(family, lr=torch.full(shape, 2.0**-7))
         run(other, others, data.grads)
         assert same_bits(values(params), values(others))
+
+    @pytest.mark.parametrize("number", [np.float32, np.float64, np.array])
+    def test_numbers_of_numpy_are_numbers(self, family, number):
+        data, params, optimizer = start(family, lr=2.0**-7)
+        run(optimizer, params, data.grads)
+        _, others, other = start(family, lr=number(2.0**-7))
+        run(other, others, data.grads)
+        assert same_bits(values(params), values(others))
+
+    def test_other_hyper_parameters_are_no_tensors(self, family):
+        # They would have to be waited for.
+        with pytest.raises(ValueError, match="eps: got tensor"):
+            start(family, eps=torch.tensor(1e-6))
 
     @pytest.mark.parametrize("as_tensor", [False, True])
     def test_schedulers_are_followed(self, family, as_tensor):
