@@ -1,6 +1,9 @@
 // SPDX-FileCopyrightText: 2026 the largebatch authors
 // SPDX-License-Identifier: Apache-2.0
-#include "bind/register.h"
+#include <pybind11/pybind11.h>
+
+#include <string>
+
 #include "core/device.h"
 #include "core/isa.h"
 #include "core/parallel.h"

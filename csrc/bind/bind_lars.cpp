@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include "bind/group_reader.h"
-#include "bind/register.h"
 #include "bind/step_plan.h"
 #include "lars/lars.h"
 

@@ -1,6 +1,5 @@
 // SPDX-FileCopyrightText: 2026 the largebatch authors
 // SPDX-License-Identifier: Apache-2.0
-#include "bind/register.h"
 #include "bind/step_plan.h"
 #include "core/sq_sum.h"
 

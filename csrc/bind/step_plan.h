@@ -16,6 +16,14 @@
 #include "core/error.h"
 #include "core/workspace.h"
 
+// A call of the CUDA backend: its functions are declared in every build, defined in those with
+// CUDA.
+#if LB_CUDA
+#define LB_CUDA_CALL(call) call
+#else
+#define LB_CUDA_CALL(call) (void)0
+#endif
+
 namespace lb::bind {
 
 // Throws BackendUnavailable, with the reason and the way out, unless work on `device` can be done.
