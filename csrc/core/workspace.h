@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "core/plan.h"
@@ -74,7 +75,7 @@ class Session {
   void prepare(const std::vector<Entry>& entries, const std::vector<Group>& groups,
                const Means& means) {
     if (plan_.update(entries) == Plan::Change::everything) laid_out_ = false;
-    if (!laid_out_ || groups.size() != groups_.size()) {
+    if (!laid_out_ || groups.size() != groups_) {
       laid_out_ = valid_ = false;  // should there be no memory now, the next step begins here again
       const int64_t bytes = lay_out(nullptr, groups.size());
       lay_out(static_cast<char*>(means.allocate(bytes)), groups.size());
@@ -82,12 +83,8 @@ class Session {
       means.upload(workspace_.tile_row, plan_.tile_row().data(), bytes_of(plan_.tile_row()));
       laid_out_ = true;
     }
-    const bool all = !valid_ || means.recording;
-    groups_.resize(groups.size());
-    grads_.resize(plan_.grads().size());
-    upload_changes(workspace_.groups, groups_, groups, all, means);
-    upload_changes(workspace_.grads, grads_, plan_.grads(), all, means);
-    valid_ = !means.recording;  // a recorded upload has not happened yet
+    groups_ = groups.size();
+    upload_live(groups, means);
   }
 
  private:
@@ -118,24 +115,37 @@ class Session {
     return used;
   }
 
-  // Uploads from the first to the last element of `now` that differs from `before`.
-  template <class T>
-  static void upload_changes(T* to, std::vector<T>& before, const std::vector<T>& now, bool all,
-                             const Means& means) {
-    size_t first = 0, last = now.size();
-    if (!all) {
-      const auto same = [&](size_t i) { return std::memcmp(&before[i], &now[i], sizeof(T)) == 0; };
-      while (first < last && same(first)) ++first;
-      while (last > first && same(last - 1)) --last;
+  // Groups and gradients, the neighbours in the block that may change between steps: uploads from
+  // the first to the last word that did, in one launch for some thousand tensors.
+  void upload_live(const std::vector<Group>& groups, const Means& means) {
+    const auto grads_at = size_t(reinterpret_cast<char*>(workspace_.grads) -
+                                 reinterpret_cast<char*>(workspace_.groups));
+    next_.assign(grads_at / sizeof(int64_t) + plan_.grads().size(), 0);
+    const auto put = [&](size_t at, const auto& values) {
+      if (values.empty()) return;
+      std::memcpy(reinterpret_cast<char*>(next_.data()) + at, values.data(),
+                  size_t(bytes_of(values)));
+    };
+    put(0, groups);
+    put(grads_at, plan_.grads());
+
+    size_t first = 0, last = next_.size();
+    if (valid_ && !means.recording) {
+      while (first < last && live_[first] == next_[first]) ++first;
+      while (last > first && live_[last - 1] == next_[last - 1]) --last;
     }
-    if (first < last) means.upload(to + first, &now[first], int64_t((last - first) * sizeof(T)));
-    before = now;
+    if (first < last) {
+      means.upload(reinterpret_cast<int64_t*>(workspace_.groups) + first, &next_[first],
+                   int64_t((last - first) * sizeof(int64_t)));
+    }
+    std::swap(live_, next_);
+    valid_ = !means.recording;  // a recorded upload has not happened yet
   }
 
   Plan plan_;
   Workspace<Group, Scalars> workspace_{};
-  std::vector<Group> groups_;  // as they are on the device, if valid_
-  std::vector<void*> grads_;
+  size_t groups_ = 0;                 // how many there is room for
+  std::vector<int64_t> live_, next_;  // groups and gradients: on the device if valid_, and to be
   bool laid_out_ = false;
   bool valid_ = false;
 };

@@ -4,6 +4,8 @@
 // LAMB on CUDA: two passes over the weights, the norms merged into the first.
 //
 //   launch           reads                    writes            B / element of fp32
+//   upload           -                        groups, gradient addresses; only what has changed,
+//                                             one launch for some 4000 of them
 //   sq_sum           g                        tile sums          4   (only when clipping)
 //   lamb_prepare     tile sums, step          scalars, step      -
 //   lamb_moments     w, g, m, v               m, v, tile sums   24

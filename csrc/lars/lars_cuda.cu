@@ -4,6 +4,7 @@
 // LARS on CUDA.
 //
 //   launch           reads                      writes            B / element of fp32
+//   upload           -                          groups, gradient addresses; only what has changed
 //   lars_prepare     step, found_inf            scalars, step      -
 //   lars_norms       w, g                       tile sums          8
 //   sum_rows         tile sums                  tensor sums        -
