@@ -289,6 +289,12 @@ def test_runs_see_the_same_batches_and_learn(corpus):
         assert len(run.step_seconds) == 30
 
 
+def test_run_that_diverges_ends_before_it_steps_again(corpus):
+    run = train.run("adamw", 1e30, settings(steps=9), corpus, lambda *_: 0)
+    assert run.diverged
+    assert (len(run.train), len(run.step_seconds)) == (2, 1)
+
+
 def test_state_bytes_are_two_moments_and_a_step(corpus):
     run = train.run("lamb", 0.01, settings(steps=1), corpus, lambda *_: 0)
     tensors = len(list(ByteTransformer(1, 32, 16).parameters()))

@@ -40,6 +40,7 @@ def update_norm(state, weights, group):
 
 def main(path):
     """Train as the demo does, recording ratios; print the last ones and write the figure."""
+    torch.set_num_threads(1)  # two threads wait for each other where a processor is not free
     device = torch.device("cpu")
     settings = train.Settings(
         device, batch=256, micro_batch=64, steps=STEPS, seed=0, layers=2, width=128, context=64

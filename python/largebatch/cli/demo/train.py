@@ -45,7 +45,7 @@ RECIPES = {
         clip=False,
     ),
     "lars": Recipe(
-        lr=10.0,
+        lr=3.0,
         build=build_lars,
         weight_decay=1e-4,
         clip=False,
