@@ -64,7 +64,6 @@ class MultiTensorOptimizer(Optimizer):
     _results = (lambda: None), (lambda: None)  # of the last step: grad_norm, nonfinite
 
     def __init__(self, params, defaults):
-        defaults = {**defaults, "master_weights": bool(defaults["master_weights"])}
         self._plans = {}
         super().__init__(params, defaults)
 
