@@ -223,6 +223,8 @@ void ArrayList::add(size_t i, const dlpack::Tensor& tensor) {
   view.data =
       tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset;
   views_.push_back(view);
+  watch_.add(view.data, size_t(view.numel) * ((view.dlpack_bits + 7u) / 8u),
+             [&] { return label(i); });
 }
 
 void ArrayList::fail_to_view(size_t i) const {

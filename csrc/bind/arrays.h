@@ -14,6 +14,7 @@
 
 #include "bind/dlpack_abi.h"
 #include "core/tensor.h"
+#include "core/watch.h"
 
 namespace lb::bind {
 
@@ -85,6 +86,7 @@ class ArrayList {
   std::vector<pybind11::object> capsules_;  // not consumed: their own destructors release
   std::vector<size_t> read_only_;           // indices, ascending
   const Exporter* first_exporter_ = nullptr;
+  Watch watch_;
 };
 
 }  // namespace lb::bind

@@ -97,7 +97,8 @@ void lamb_step(LambPlan& plan, py::handle params_, py::handle grads_, py::handle
 }  // namespace
 
 void register_lamb(py::module_& module) {
-  py::class_<LambPlan>(module, "LambPlan", "Plan and workspace of LAMB on one device.")
+  py::class_<LambPlan>(module, "LambPlan", py::module_local(),
+                       "Plan and workspace of LAMB on one device.")
       .def(py::init<>())
       .def_property_readonly("grad_norm", &LambPlan::grad_norm)
       .def_property_readonly("nonfinite", &LambPlan::nonfinite)

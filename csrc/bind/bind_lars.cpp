@@ -95,7 +95,8 @@ void lars_step(LarsPlan& plan, py::handle params_, py::handle grads_, py::handle
 }  // namespace
 
 void register_lars(py::module_& module) {
-  py::class_<LarsPlan>(module, "LarsPlan", "Plan and workspace of LARS on one device.")
+  py::class_<LarsPlan>(module, "LarsPlan", py::module_local(),
+                       "Plan and workspace of LARS on one device.")
       .def(py::init<>())
       .def_property_readonly("nonfinite", &LarsPlan::nonfinite)
       .def_static(

@@ -11,7 +11,7 @@ namespace py = pybind11;
 namespace lb::bind {
 
 void require_backend(const char* op, Device device) {
-  if (device.type == DeviceType::cpu) return;
+  if (is_host(device)) return;
 #if LB_CUDA
   const cuda::Status status = cuda::status();
   if (!status.available) throw BackendUnavailable(std::string(op) + ": " + status.reason + ".");
@@ -45,7 +45,7 @@ py::object read_block(const py::object& block, size_t at, size_t size, const cha
 
 void upload(Device device, void* stream, void* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
-  if (device.type == DeviceType::cpu) {
+  if (is_host(device)) {
     std::memcpy(to, from, size_t(bytes));
     return;
   }
@@ -59,7 +59,7 @@ void upload(Device device, void* stream, void* to, const void* from, int64_t byt
 
 bool recording(Device device, void* stream) {
 #if LB_CUDA
-  return device.type == DeviceType::cuda && cuda::capturing(stream);
+  return !is_host(device) && cuda::capturing(stream);
 #else
   (void)device;
   (void)stream;

@@ -7,6 +7,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,10 @@
 
 namespace lb::bind {
 
+// Whether work on a device is the CPU loops'. In the tests' build of the CUDA kernels for the host
+// (tests/simt) no work is: there the CUDA backend takes the tensors of the CPU.
+constexpr bool is_host(Device device) { return !LB_SIMT && device.type == DeviceType::cpu; }
+
 // Throws BackendUnavailable, with the reason and the way out, unless work on `device` can be done.
 void require_backend(const char* op, Device device);
 
@@ -33,7 +38,7 @@ void require_backend(const char* op, Device device);
 template <class Cpu, class Cuda>
 void run(const char* op, Device device, void* stream, Cpu cpu, Cuda cuda) {
   require_backend(op, device);
-  if (device.type == DeviceType::cpu) {
+  if (is_host(device)) {
     pybind11::gil_scoped_release release;
     cpu();
     return;
@@ -77,6 +82,10 @@ class StepPlan {
                               "capture cannot make room for new ones. Run one step before it.");
            }
            block_ = allocate(bytes, device);
+           watch_ = Watch();
+           watch_.add(data_of(block_), size_t(bytes), [] { return "workspace"; });
+           // NaN, to who reads before writing.
+           if (LB_SIMT) std::memset(data_of(block_), 0xff, size_t(bytes));
            return data_of(block_);
          },
          [&](void* to, const void* from, int64_t bytes) {
@@ -102,6 +111,7 @@ class StepPlan {
  private:
   Session<Group, Scalars> session_;
   pybind11::object block_;
+  Watch watch_;
 };
 
 // The scalars of a step that may be None. Holds the arrays; give inputs() to the backend.

@@ -38,9 +38,9 @@ void upload(void* to, const void* from, int64_t bytes, void* stream) {
     const int64_t words = (size + kWord - 1) / kWord;  // arrays are padded to 64 bytes
     chunk.words[words - 1] = 0;
     std::memcpy(chunk.words, static_cast<const char*>(from) + done, size_t(size));
-    launch("upload_kernel", upload_kernel, (words + kUploadThreads - 1) / kUploadThreads,
-           kUploadThreads, stream, reinterpret_cast<int64_t*>(static_cast<char*>(to) + done), chunk,
-           int(words));
+    launch("upload_kernel", upload_kernel,
+           {(words + kUploadThreads - 1) / kUploadThreads, kUploadThreads}, stream,
+           reinterpret_cast<int64_t*>(static_cast<char*>(to) + done), chunk, int(words));
     done += size;
   }
 }

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kRowThreads)
 template <int N>
 void sum_rows(const Table& table, const double* partials, double* sums, Control* control,
               void* stream) {
-  launch("sum_rows_kernel", sum_rows_kernel<N>, table.num_rows, kRowThreads, stream, table,
+  launch("sum_rows_kernel", sum_rows_kernel<N>, {table.num_rows, kRowThreads}, stream, table,
          partials, sums, control);
 }
 template void sum_rows<1>(const Table&, const double*, double*, Control*, void*);
@@ -69,7 +69,7 @@ void sq_sum_tiles(const Plan& plan, const Table& table, double* partials, void* 
   for (const Segment& segment : plan.segments()) {
     visit(plan.rows()[size_t(segment.first_row)].grad_dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
-      launch("sq_sum_kernel", sq_sum_kernel<T>, segment.num_tiles, kTileThreads, stream, table,
+      launch("sq_sum_kernel", sq_sum_kernel<T>, {segment.num_tiles, kTileThreads}, stream, table,
              segment.first_tile, partials);
     });
   }

@@ -137,7 +137,7 @@ void lamb_step(const LambCall& call, void* stream) {
   const auto& ws = call.workspace;
   const bool take_norm = call.phases.first && call.clip && call.inputs.grad_sq_sum == nullptr;
   if (take_norm) sq_sum_tiles(call.plan, ws.table(), ws.partials, stream);
-  launch("lamb_prepare_kernel", lamb_prepare_kernel, 1, kPrepareThreads, stream, ws, call.inputs,
+  launch("lamb_prepare_kernel", lamb_prepare_kernel, {1, kPrepareThreads}, stream, ws, call.inputs,
          call.clip, take_norm, call.phases.first);
 
   if (call.phases.first) {
@@ -146,7 +146,7 @@ void lamb_step(const LambCall& call, void* stream) {
       visit_weights_and_grad(row.dtypes[kLambWeights], row.grad_dtype, [&](auto w, auto g) {
         using W = typename decltype(w)::type;
         using G = typename decltype(g)::type;
-        launch("lamb_moments_kernel", lamb_moments_kernel<W, G>, segment.num_tiles, kTileThreads,
+        launch("lamb_moments_kernel", lamb_moments_kernel<W, G>, {segment.num_tiles, kTileThreads},
                stream, ws, segment.first_tile);
       });
     }
@@ -157,7 +157,7 @@ void lamb_step(const LambCall& call, void* stream) {
       const Row& row = call.plan.rows()[size_t(segment.first_row)];
       visit(row.dtypes[kLambWeights], [&](auto w) {
         using W = typename decltype(w)::type;
-        launch("lamb_apply_kernel", lamb_apply_kernel<W>, segment.num_tiles, kTileThreads, stream,
+        launch("lamb_apply_kernel", lamb_apply_kernel<W>, {segment.num_tiles, kTileThreads}, stream,
                ws, call.sums, segment.first_tile);
       });
     }

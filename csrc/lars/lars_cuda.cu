@@ -119,14 +119,14 @@ void lars_step(const LarsCall& call, void* stream) {
                              [&](auto w, auto g) { launch_segment(segment, w, g); });
     }
   };
-  launch("lars_prepare_kernel", lars_prepare_kernel, 1, kPrepareThreads, stream, ws, call.inputs,
+  launch("lars_prepare_kernel", lars_prepare_kernel, {1, kPrepareThreads}, stream, ws, call.inputs,
          call.phases.second);
   if (call.phases.first) {
     for_segments([&](const Segment& segment, auto w, auto g) {
       using W = typename decltype(w)::type;
       using G = typename decltype(g)::type;
-      launch("lars_norms_kernel", lars_norms_kernel<W, G>, segment.num_tiles, kTileThreads, stream,
-             ws, call.inputs, segment.first_tile);
+      launch("lars_norms_kernel", lars_norms_kernel<W, G>, {segment.num_tiles, kTileThreads},
+             stream, ws, call.inputs, segment.first_tile);
     });
     sum_rows<2>(ws.table(), ws.partials, call.sums, ws.control, stream);
   }
@@ -134,8 +134,8 @@ void lars_step(const LarsCall& call, void* stream) {
     for_segments([&](const Segment& segment, auto w, auto g) {
       using W = typename decltype(w)::type;
       using G = typename decltype(g)::type;
-      launch("lars_apply_kernel", lars_apply_kernel<W, G>, segment.num_tiles, kTileThreads, stream,
-             ws, call.sums, segment.first_tile);
+      launch("lars_apply_kernel", lars_apply_kernel<W, G>, {segment.num_tiles, kTileThreads},
+             stream, ws, call.sums, segment.first_tile);
     });
   }
 }
