@@ -1,0 +1,98 @@
+# SPDX-FileCopyrightText: 2026 the largebatch authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the executor says of the library's own kernels, beyond the results it gives."""
+
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from largebatch import ops
+from tests.conftest import OPTIMIZERS, use_simt
+from tests.helpers import leaves, problem, run, same_bits, snapshot
+from tests.simt import build
+from tests.simt.schedules import SEEDS, under_each_seed
+
+SHAPES = [(17,), (0,), (1,), (16384 + 5,), (33, 70)]
+
+
+def barriers():
+    """Return the place of every barrier in the library's kernels."""
+    found = []
+    for source in sorted((build.ROOT / "csrc").rglob("*.cu*")):
+        for number, line in enumerate(source.read_text().splitlines(), 1):
+            if re.search(r"__syncthreads\w*\(", line):
+                found.append(f"{source.name}:{number}")
+    return found
+
+
+def steps(family, dtype=torch.float32):
+    """Return all bits after two steps of an optimizer."""
+    data = problem(SHAPES, steps=2).to(dtype=dtype, grad_dtype=dtype)
+    params = leaves(data.params)
+    optimizer = family.make(params)
+    run(optimizer, params, data.grads)
+    return snapshot(optimizer)
+
+
+def norms():
+    return ops.multi_tensor_norm([torch.ones(shape) for shape in SHAPES])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_schedule_changes_no_bit(family, dtype, monkeypatch):
+    use_simt(monkeypatch)
+    results = under_each_seed(monkeypatch, steps, family, dtype)
+    assert all(same_bits(result, results[0]) for result in results)
+
+
+def test_no_kernel_races(family, monkeypatch):
+    use_simt(monkeypatch)
+    under_each_seed(monkeypatch, steps, family, racecheck=True)
+    under_each_seed(monkeypatch, norms, racecheck=True)
+
+
+@pytest.mark.parametrize("barrier", barriers())
+def test_each_barrier_is_missed(barrier, kernels, monkeypatch):
+    """Without it, the executor finds an error under one schedule or another."""
+
+    def two_sums_in_one_kernel():  # block_sum has a barrier for who calls it again
+        kernels.sum_and_spread([1.0] * 300)
+
+    use_simt(monkeypatch)
+    monkeypatch.setenv("LARGEBATCH_SIMT_DROP_BARRIER", barrier)
+    monkeypatch.setenv("LARGEBATCH_SIMT_RACECHECK", "1")
+    found = []
+    for seed in SEEDS:
+        monkeypatch.setenv("LARGEBATCH_SIMT_SEED", str(seed))
+        for work in (norms, two_sums_in_one_kernel, *(partial(steps, f) for f in OPTIMIZERS)):
+            try:
+                work()
+            except RuntimeError as error:
+                found.append(str(error))
+    assert found
+    # A kernel, block, thread and line; and the message is the executor's.
+    form = r"simt: \w+_kernel.*: block \(\d+,0,0\) thread \(\d+,0,0\): .*, at [\w.]+:\d+.*"
+    assert all(re.fullmatch(form, message) for message in found), found
+
+
+def test_without_a_barrier_in_its_reduction_the_tests_of_lamb_are_red():
+    """The ordinary tests, with no race detector: wrong results or an error must turn them red."""
+    source = (build.ROOT / "csrc/core/tile.cuh").read_text().splitlines()
+    line = 1 + next(i for i, text in enumerate(source) if "__syncthreads();" in text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--backend", "simt"]
+    command += ["tests/optim/test_lamb.py", "-k", "simt"]
+    outputs = []
+    for drop in ("", f"tile.cuh:{line}"):
+        environment = {**os.environ, "LARGEBATCH_SIMT_DROP_BARRIER": drop}
+        result = subprocess.run(
+            command, env=environment, cwd=build.ROOT, capture_output=True, text=True
+        )
+        outputs.append((result.returncode, result.stdout))
+    (whole, _), (mutated, report) = outputs
+    assert whole == 0, outputs[0]
+    assert mutated == 1, report
