@@ -2,16 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 #   make demo    train a small transformer with LAMB and with AdamW
-#   make test    lint, then the tests
+#   make test    lint, then the tests; the CUDA kernels run on the CPU (docs/simt.md)
 #   make bench   the benchmarks
+#   make gpu     tests and benchmarks on this machine's GPU (docs/gpu.md)
 #
-# Each works alone on a fresh clone: it makes .venv, installs the pinned requirements and builds.
+# Each works alone on a fresh clone: it makes .venv, installs the pinned requirements and builds;
+# but gpu uses and builds into the environment of $(PYTHON), and asks nothing of the network.
 # ARGS goes to the program that runs: make test ARGS="-k lamb", make demo ARGS="--steps 50".
 # What the build reads from the environment (LARGEBATCH_CUDA and others) is in the README.
 
 PYTHON ?= python3
 BIN := .venv/bin
 CPP := $(shell find csrc -name '*.[hc]*' -o -name '*.inl')
+SIMT := $(shell find tests/simt -name '*.h' -o -name '*.c[pu]*')
 # Directories too: a file that goes away changes nothing else.
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP) $(shell find csrc python \
   \( -name '.*' -o -name __pycache__ \) -prune -o \( -type d -o -name '*.py' \) -print)
@@ -20,22 +23,30 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP) $(shell find csrc pytho
 STRICT := .venv/.installed-strict
 INSTALLED := $(if $(filter true,$(CI)),$(STRICT),.venv/.installed)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench gpu lint clean
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
 	$(BIN)/largebatch demo $(ARGS)
 
+test: export LARGEBATCH_WERROR = 1
 test: lint $(STRICT)
+	$(BIN)/python -m tests.simt.build
 	$(BIN)/pytest -q tests $(ARGS)
+ifndef ARGS
+	LARGEBATCH_SIMT_RACECHECK=1 LARGEBATCH_SIMT_SEED=1 $(BIN)/pytest -q tests --backend simt -k simt
+endif
 
 bench: $(INSTALLED)
 	$(BIN)/pytest bench $(ARGS)
 
+gpu:
+	$(PYTHON) -m tests.gpu $(ARGS)
+
 lint: .venv/.requirements
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/clang-format --dry-run --Werror $(CPP) $(SIMT)
 
 .venv/.requirements: requirements/dev.txt requirements/peers.txt
 	$(PYTHON) -m venv .venv

@@ -3,6 +3,7 @@
 """The backends, the optimizers and the tolerances that all tests share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ import torch
 import largebatch
 from largebatch.optim import LAMB, LARS
 from tests.helpers import LambOracle, LarsOracle
+from tests.simt import build as simt
 
 # ---- Backends ------------------------------------------------------------------------------------
 
-BACKENDS = ("cpu-base", "cpu-avx2", "cpu-avx512", "cuda")
+# simt: the CUDA kernels, run on the CPU by tests/simt.
+BACKENDS = ("cpu-base", "cpu-avx2", "cpu-avx512", "simt", "cuda")
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,47 @@ class Backend:
     device: torch.device
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backend",
+        action="append",
+        choices=BACKENDS,
+        help="run tests on this backend only, of those that run on several (may be repeated)",
+    )
+
+
+ALL_OF_SIMT = pytest.StashKey[bool]()  # whether every test of the simt backend is to run
+
+
+def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+    chosen = config.option
+    config.stash[ALL_OF_SIMT] = (
+        "simt" in (chosen.backend or BACKENDS)
+        and chosen.keyword in ("", "simt")
+        and not chosen.markexpr
+        and [Path(argument).resolve() for argument in config.args] == [Path(__file__).parent]
+    )
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("backend") or BACKENDS
+        metafunc.parametrize("backend", chosen, indirect=True)
+
+
+@pytest.fixture
+def backend(request, monkeypatch):
     """Run the test on every backend; skip, with the reason, those this machine cannot run."""
     name = request.param
     if name == "cuda":
         if not (largebatch._C.cuda_available() and torch.cuda.is_available()):
             pytest.skip(f"no CUDA backend: {largebatch.build_info()}")
         yield Backend(name, torch.device("cuda"))
+        return
+    if name == "simt":
+        use_simt(monkeypatch)
+        yield Backend(name, torch.device("cpu"))
         return
     isa = name.removeprefix("cpu-")
     if isa not in largebatch._C.cpu_isas():
@@ -40,6 +76,17 @@ def backend(request):
     largebatch._C.set_cpu_isa(isa)
     yield Backend(name, torch.device("cpu"))
     largebatch._C.set_cpu_isa(before)
+
+
+def use_simt(monkeypatch):
+    """Let the extension be the build of it whose kernels the executor runs, until the test ends."""
+    extension = simt.extension()
+    for name, value in vars(extension).items():
+        if not name.startswith("__"):
+            monkeypatch.setattr(largebatch._C, name, value)
+    for family in OPTIMIZERS:
+        plan = family.cls._plan_type.__name__
+        monkeypatch.setattr(family.cls, "_plan_type", getattr(extension, plan))
 
 
 # ---- Optimizers ----------------------------------------------------------------------------------

@@ -105,6 +105,17 @@ def test_sixteen_bit_gradients_and_copies_of_fp32_weights(backend, dtype):
     assert same_bits(copies, [p.to(dtype) for p in lists["params"]])
 
 
+@pytest.mark.parametrize("same", [False, True], ids=["fp32 gradients", "their own"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_weights_are_rounded_once_at_the_end(backend, dtype, same):
+    lists = tensors(backend.device, dtype=dtype, grad_dtype=dtype if same else torch.float32)
+    wide = {name: [t.to(torch.float32, copy=True) for t in given] for name, given in lists.items()}
+    both(ops, wide, HYPER)
+    both(ops, lists, HYPER)
+    assert same_bits(lists["params"], [p.to(dtype) for p in wide["params"]])
+    assert same_bits(lists["momentum_buffers"], wide["momentum_buffers"])
+
+
 @pytest.mark.parametrize("steps", [0, 3])
 def test_scaler_inputs(backend, steps):
     scale = torch.tensor(3.0, device=backend.device)
