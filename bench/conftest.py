@@ -2,17 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How every benchmark is run, and the table at the end."""
 
-import gc
-import time
-
 import pytest
 import torch
-from measure import copy_bandwidth, extra_memory, synchronize
+from measure import measure
 from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES, numel
 
-SECONDS = 3  # for each implementation, but at least 5 steps and at most 50
 _ROWS = pytest.StashKey[list]()
 
 
@@ -38,38 +34,27 @@ def bench_model(benchmark, device, request):
             work = prepare(tensors)
         except ImportError as error:
             pytest.skip(str(error))
-
-        def call():
-            work()
-            synchronize(device)
-
-        call()
-        start = time.perf_counter()
-        call()
-        rounds = round(min(max(SECONDS / (time.perf_counter() - start), 5), 50))
-        gc.collect()
-        extra = extra_memory(device, call)
-        copy = copy_bandwidth(device)
         benchmark.group = f"{family} {shapes}"
-        benchmark.pedantic(call, rounds=rounds, warmup_rounds=3, iterations=1)
+        if benchmark.disabled:  # then all that is asked is whether it runs
+            benchmark.pedantic(work)
+            return
+        times = measure(benchmark, device, work)
         row = {
             "family": family,
             "shapes": shapes,
             "tensors": len(tensors),
             "implementation": implementation,
-            "copy_GBps": copy / 1e9,
-            "extra_memory_percent": None if extra is None else 100 * extra / (4 * numel(shapes)),
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            **times,
         }
-        if benchmark.stats is not None:  # None under --benchmark-disable
-            row["median_ms"] = 1e3 * benchmark.stats.stats.median
-            row["min_ms"] = 1e3 * benchmark.stats.stats.min
-            if bytes_per_param is not None:
-                speed = bytes_per_param * numel(shapes) / benchmark.stats.stats.median
-                row["bytes_per_param"] = bytes_per_param
-                row["GBps"] = speed / 1e9
-                row["percent_of_copy"] = 100 * speed / copy
+        extra = row.pop("extra_memory")
+        row["extra_memory_percent"] = None if extra is None else 100 * extra / (4 * numel(shapes))
+        if bytes_per_param is not None:
+            row["bytes_per_param"] = bytes_per_param
+            row["bytes"] = bytes_per_param * numel(shapes)
+            row["GBps"] = row["bytes"] / row["median_ms"] / 1e6
+            row["percent_of_copy"] = 100 * row["GBps"] / row["copy_GBps"]
         benchmark.extra_info.update(row)
         request.config.stash.setdefault(_ROWS, []).append(row)
 
@@ -98,12 +83,16 @@ def pytest_configure(config):
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(config):
-    rows = [row for row in config.stash.get(_ROWS, []) if "median_ms" in row]
+    rows = config.stash.get(_ROWS, [])
     if not rows:
         return
-    table = Table(title="medians; ratios to ours, and to a copy measured just before each")
-    for name in ("model", "call", "ms", "times ours", "B/param", "GB/s", "% of copy", "extra"):
-        table.add_column(name, justify="left" if name in ("model", "call") else "right")
+    on_gpu = rows[0]["device"] != "cpu"
+    digits = 4 if on_gpu else 2  # of milliseconds
+    where = " on the GPU, L2 cold; wall: from the call until the GPU is idle" if on_gpu else ""
+    table = Table(title=f"medians{where}; ratios to ours, and to a copy measured just before each")
+    numbers = ("ms", "wall ms", "times ours", "B/param", "GB/s", "% of copy", "extra")
+    for name in ("model", "call", *(n for n in numbers if on_gpu or n != "wall ms")):
+        table.add_column(name, justify="right" if name in numbers else "left")
     ours = {
         (row["family"], row["shapes"]): row["median_ms"]
         for row in rows
@@ -115,7 +104,8 @@ def pytest_terminal_summary(config):
         table.add_row(
             f"{row['shapes']} ({row['tensors']})",
             f"{row['family']}: {row['implementation']}",
-            f"{row['median_ms']:.2f}",
+            f"{row['median_ms']:.{digits}f}",
+            *([f"{row['wall_ms']:.{digits}f}"] if on_gpu else []),
             f"{row['median_ms'] / base:.2f}" if base else "",
             str(row.get("bytes_per_param", "")),
             f"{row['GBps']:.1f}" if "GBps" in row else "",
