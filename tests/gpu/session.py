@@ -64,7 +64,8 @@ def _wait(command, seconds, log, env):
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **(env or {})},
+            # Unbuffered, so that the log of a command that must be killed is not cut.
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
