@@ -14,7 +14,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CPP := $(shell find csrc -name '*.[hc]*' -o -name '*.inl')
-SIMT := $(shell find tests/simt -name '*.h' -o -name '*.c[pu]*')
+SIMT := $(wildcard $(foreach kind,h cpp cu cuh,tests/simt/*/*.$(kind)))
 # Directories too: a file that goes away changes nothing else.
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP) $(shell find csrc python \
   \( -name '.*' -o -name __pycache__ \) -prune -o \( -type d -o -name '*.py' \) -print)
