@@ -34,7 +34,8 @@ test: lint $(STRICT)
 	$(BIN)/python -m tests.simt.build
 	$(BIN)/pytest -q tests $(ARGS)
 ifndef ARGS
-	LARGEBATCH_SIMT_RACECHECK=1 LARGEBATCH_SIMT_SEED=1 $(BIN)/pytest -q tests --backend simt -k simt
+	LARGEBATCH_SIMT_RACECHECK=1 LARGEBATCH_SIMT_SEED=1 \
+	  $(BIN)/pytest -q tests --ignore tests/simt --ignore tests/gpu --backend simt -k simt
 endif
 
 bench: $(INSTALLED)
