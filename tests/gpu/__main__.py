@@ -3,9 +3,14 @@
 """``python -m tests.gpu``: what ``make gpu`` runs."""
 
 import signal
+import sys
 from pathlib import Path
 
-import click
+try:
+    import click
+    import rich  # noqa: F401
+except ImportError as error:
+    sys.exit(f"make gpu needs {error.name}: {sys.executable} -m pip install click rich")
 
 from .driver import run_stages
 from .machine import describe

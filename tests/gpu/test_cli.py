@@ -110,6 +110,16 @@ def test_wrong_arguments_are_named_before_anything_runs(ran, tmp_path, arguments
     assert ran == []
 
 
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_a_missing_library_is_named(missing):
+    code = f"import runpy, sys; sys.modules[{missing!r}] = None; "
+    code += "runpy.run_module('tests.gpu', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"make gpu needs {missing}: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_backends_are_those_of_the_tests():
     assert set(cli.BACKENDS) == set(BACKENDS)
 
