@@ -18,6 +18,7 @@ namespace lb::cuda {
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();  // told here, and not again by who asks next
   throw CudaError(std::string(what) + ": " + cudaGetErrorName(error) + ": " +
                   cudaGetErrorString(error));
 }
