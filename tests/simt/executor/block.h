@@ -9,12 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "calls.h"
 #include "executor/fiber.h"
 #include "executor/memory.h"
 #include "executor/race.h"
 #include "executor/report.h"
 #include "executor/warp.h"
-#include "site.h"
 
 namespace lb::simt {
 
@@ -40,8 +40,6 @@ struct Thread {
 
   unsigned lane() const { return rank % 32u; }
 };
-
-enum class Barrier : uint8_t { plain, count, all, any };
 
 class Block {
  public:

@@ -14,6 +14,7 @@ namespace lb::simt {
 namespace {
 
 Thread& self() { return *running(); }
+
 }  // namespace
 
 void* dynamic_shared() { return self().block->shared.dynamic(); }
@@ -24,13 +25,12 @@ int barrier(Barrier kind, bool predicate, Site site) {
   return self().block->arrive(self(), kind, predicate, site);
 }
 
-uint64_t warp(int op, unsigned mask, uint64_t value, int argument, int width, Site site) {
+uint64_t warp(WarpOp op, unsigned mask, uint64_t value, int argument, int width, Site site) {
   Thread& thread = self();
   const Deposit deposit{value, argument, width, 0};
-  return thread.block->warp_of(thread).meet(thread, WarpOp(op), mask, deposit, site);
+  return thread.block->warp_of(thread).meet(thread, op, mask, deposit, site);
 }
 
-bool is_cooperative() { return self().block->launch().cooperative; }
 void fence() { fence_clock(self()); }
 
 }  // namespace lb::simt

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <string>
 
-#include "site.h"
+#include "calls.h"
 
 namespace lb::simt {
 

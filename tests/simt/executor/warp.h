@@ -5,35 +5,15 @@
 // works the results out for all.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
-#include "site.h"
+#include "calls.h"
 
 namespace lb::simt {
 
 struct Thread;
 class Block;
-
-enum class WarpOp : uint8_t {
-  sync,
-  shfl,
-  shfl_up,
-  shfl_down,
-  shfl_xor,
-  ballot,
-  any,
-  all,
-  match_any,
-  match_all,
-  add,
-  min,
-  max,
-  bit_and,
-  bit_or,
-  bit_xor,
-};
 
 // What a lane brings, and what it takes away.
 struct Deposit {

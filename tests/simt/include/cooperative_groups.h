@@ -6,13 +6,11 @@
 
 namespace lb::simt {
 void grid_sync(Site site);
-bool is_cooperative();
-}  // namespace lb::simt
+}
 
 namespace cooperative_groups {
 
 struct grid_group {
-  bool is_valid() const { return lb::simt::is_cooperative(); }
   void sync(LB_SIMT_SITE) const { lb::simt::grid_sync(site); }
 };
 inline grid_group this_grid() { return {}; }

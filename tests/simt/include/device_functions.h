@@ -11,7 +11,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "site.h"
+#include "calls.h"
 
 #define __global__
 #define __device__
@@ -32,12 +32,9 @@ struct dim3 {
 
 namespace lb::simt {
 
-enum class WarpOp : uint8_t;
-enum class Barrier : uint8_t;
-
 void* dynamic_shared();
 int barrier(Barrier kind, bool predicate, Site site);
-uint64_t warp(int op, unsigned mask, uint64_t value, int argument, int width, Site site);
+uint64_t warp(WarpOp op, unsigned mask, uint64_t value, int argument, int width, Site site);
 void fence();
 void on_atomic(const void* at, size_t size, void* code);
 
@@ -76,79 +73,81 @@ using same_t = typename same<T>::type;  // not deduced from: atomicAdd(&of_unsig
 // Set whenever a thread goes on (executor/block.cpp). Const here, as they are to a kernel.
 extern const uint3 threadIdx, blockIdx;
 extern const dim3 blockDim, gridDim;
-constexpr int warpSize = 32;
 
 #define LB_SIMT_SITE ::lb::simt::Site site = ::lb::simt::Site::here()
 
 // ---------------------------------------------------------------- barriers and fences
 
-inline void __syncthreads(LB_SIMT_SITE) { lb::simt::barrier(lb::simt::Barrier(0), false, site); }
+inline void __syncthreads(LB_SIMT_SITE) {
+  lb::simt::barrier(lb::simt::Barrier::plain, false, site);
+}
 inline int __syncthreads_count(int predicate, LB_SIMT_SITE) {
-  return lb::simt::barrier(lb::simt::Barrier(1), predicate != 0, site);
+  return lb::simt::barrier(lb::simt::Barrier::count, predicate != 0, site);
 }
 inline int __syncthreads_and(int predicate, LB_SIMT_SITE) {
-  return lb::simt::barrier(lb::simt::Barrier(2), predicate != 0, site);
+  return lb::simt::barrier(lb::simt::Barrier::all, predicate != 0, site);
 }
 inline int __syncthreads_or(int predicate, LB_SIMT_SITE) {
-  return lb::simt::barrier(lb::simt::Barrier(3), predicate != 0, site);
+  return lb::simt::barrier(lb::simt::Barrier::any, predicate != 0, site);
 }
 inline void __threadfence() { lb::simt::fence(); }
 
 // ---------------------------------------------------------------- warps
 
-// The numbers are those of executor/warp.h.
 inline void __syncwarp(unsigned mask = ~0u, LB_SIMT_SITE) {
-  lb::simt::warp(0, mask, 0, 0, 32, site);
+  lb::simt::warp(lb::simt::WarpOp::sync, mask, 0, 0, 32, site);
 }
-#define LB_SIMT_SHUFFLE(name, op, Argument)                                              \
-  template <class T>                                                                     \
-  T name(unsigned mask, T value, Argument argument, int width = 32, LB_SIMT_SITE) {      \
-    return lb::simt::from_bits<T>(                                                       \
-        lb::simt::warp(op, mask, lb::simt::to_bits(value), int(argument), width, site)); \
+#define LB_SIMT_SHUFFLE(name, op, Argument)                                                 \
+  template <class T>                                                                        \
+  T name(unsigned mask, T value, Argument argument, int width = 32, LB_SIMT_SITE) {         \
+    return lb::simt::from_bits<T>(lb::simt::warp(                                           \
+        lb::simt::WarpOp::op, mask, lb::simt::to_bits(value), int(argument), width, site)); \
   }
-LB_SIMT_SHUFFLE(__shfl_sync, 1, int)
-LB_SIMT_SHUFFLE(__shfl_up_sync, 2, unsigned)
-LB_SIMT_SHUFFLE(__shfl_down_sync, 3, unsigned)
-LB_SIMT_SHUFFLE(__shfl_xor_sync, 4, int)
+LB_SIMT_SHUFFLE(__shfl_sync, shfl, int)
+LB_SIMT_SHUFFLE(__shfl_up_sync, shfl_up, unsigned)
+LB_SIMT_SHUFFLE(__shfl_down_sync, shfl_down, unsigned)
+LB_SIMT_SHUFFLE(__shfl_xor_sync, shfl_xor, int)
 #undef LB_SIMT_SHUFFLE
 
-#define LB_SIMT_VOTE(name, op, Result)                                    \
-  inline Result name(unsigned mask, int predicate, LB_SIMT_SITE) {        \
-    return Result(lb::simt::warp(op, mask, predicate != 0, 0, 32, site)); \
+#define LB_SIMT_VOTE(name, op, Result)                                                      \
+  inline Result name(unsigned mask, int predicate, LB_SIMT_SITE) {                          \
+    return Result(lb::simt::warp(lb::simt::WarpOp::op, mask, predicate != 0, 0, 32, site)); \
   }
-LB_SIMT_VOTE(__ballot_sync, 5, unsigned)
-LB_SIMT_VOTE(__any_sync, 6, int)
-LB_SIMT_VOTE(__all_sync, 7, int)
+LB_SIMT_VOTE(__ballot_sync, ballot, unsigned)
+LB_SIMT_VOTE(__any_sync, any, int)
+LB_SIMT_VOTE(__all_sync, all, int)
 #undef LB_SIMT_VOTE
 
 template <class T>
 unsigned __match_any_sync(unsigned mask, T value, LB_SIMT_SITE) {
-  return unsigned(lb::simt::warp(8, mask, lb::simt::to_bits(value), 0, 32, site));
+  return unsigned(
+      lb::simt::warp(lb::simt::WarpOp::match_any, mask, lb::simt::to_bits(value), 0, 32, site));
 }
 template <class T>
 unsigned __match_all_sync(unsigned mask, T value, int* predicate, LB_SIMT_SITE) {
-  const auto lanes = unsigned(lb::simt::warp(9, mask, lb::simt::to_bits(value), 0, 32, site));
+  const auto lanes = unsigned(
+      lb::simt::warp(lb::simt::WarpOp::match_all, mask, lb::simt::to_bits(value), 0, 32, site));
   *predicate = lanes != 0;
   return lanes;
 }
 
-#define LB_SIMT_REDUCE(name, op)                                      \
-  inline unsigned name(unsigned mask, unsigned value, LB_SIMT_SITE) { \
-    return unsigned(lb::simt::warp(op, mask, value, 0, 32, site));    \
+#define LB_SIMT_REDUCE(name, op)                                                     \
+  inline unsigned name(unsigned mask, unsigned value, LB_SIMT_SITE) {                \
+    return unsigned(lb::simt::warp(lb::simt::WarpOp::op, mask, value, 0, 32, site)); \
   }
-#define LB_SIMT_REDUCE_SIGNED(name, op)                                          \
-  inline int name(unsigned mask, int value, LB_SIMT_SITE) {                      \
-    return int(lb::simt::warp(op, mask, uint64_t(int64_t(value)), 0, 32, site)); \
+#define LB_SIMT_REDUCE_SIGNED(name, op)                                                            \
+  inline int name(unsigned mask, int value, LB_SIMT_SITE) {                                        \
+    return int(lb::simt::warp(lb::simt::WarpOp::op, mask, uint64_t(int64_t(value)), 0, 32, site)); \
   }
-LB_SIMT_REDUCE(__reduce_add_sync, 10)
-LB_SIMT_REDUCE(__reduce_min_sync, 11)
-LB_SIMT_REDUCE(__reduce_max_sync, 12)
-LB_SIMT_REDUCE_SIGNED(__reduce_add_sync, 10)
-LB_SIMT_REDUCE_SIGNED(__reduce_min_sync, 11)
-LB_SIMT_REDUCE_SIGNED(__reduce_max_sync, 12)
-LB_SIMT_REDUCE(__reduce_and_sync, 13)
-LB_SIMT_REDUCE(__reduce_or_sync, 14)
-LB_SIMT_REDUCE(__reduce_xor_sync, 15)
+LB_SIMT_REDUCE(__reduce_add_sync, add)
+LB_SIMT_REDUCE(__reduce_min_sync, min)
+LB_SIMT_REDUCE(__reduce_max_sync, max)
+LB_SIMT_REDUCE_SIGNED(__reduce_add_sync, add)
+LB_SIMT_REDUCE_SIGNED(__reduce_min_sync, min)
+LB_SIMT_REDUCE_SIGNED(__reduce_max_sync, max)
+LB_SIMT_REDUCE(__reduce_and_sync, bit_and)
+LB_SIMT_REDUCE(__reduce_or_sync, bit_or)
+LB_SIMT_REDUCE(__reduce_xor_sync, bit_xor)
 #undef LB_SIMT_REDUCE
 #undef LB_SIMT_REDUCE_SIGNED
 
