@@ -219,6 +219,12 @@ def family(request):
     return request.param
 
 
+@pytest.fixture(params=[family for family in OPTIMIZERS if family.limiting], ids=str)
+def limiting(request):
+    """Run the test on every optimizer that can limit the gradient norm."""
+    return request.param
+
+
 # ---- Tolerances ----------------------------------------------------------------------------------
 
 
