@@ -274,22 +274,23 @@ def assert_close(actual, expected, tolerance="fp32", scale=0.0):
 
 
 def assert_matches(optimizer, params, oracle, tolerance="fp32"):
-    """Check parameters and all state of an optimizer against its oracle.
+    """Check parameters and all state of an optimizer against its oracle."""
+    assert_holds(params, [optimizer.state[p] for p in params], oracle, tolerance)
+
+
+def assert_holds(params, states, oracle, tolerance="fp32"):
+    """Check parameters and their states, in the order of the oracle's, or the first of them.
 
     Tensors of less than 256 elements are held against the size of a typical element of their kind.
     """
-    held = [p.detach() for p in params]
-    _assert_kind(held, oracle.params[: len(held)], tolerance)
-    for p, expected in zip(params, oracle.state, strict=False):
-        assert set(expected) <= set(optimizer.state[p])
-        assert optimizer.state[p]["step"].item() == expected["step"].item()
+    _assert_kind([p.detach() for p in params], oracle.params[: len(params)], tolerance)
+    pairs = list(zip(states, oracle.state, strict=False))
+    for state, expected in pairs:
+        assert set(expected) <= set(state)
+        assert state["step"].item() == expected["step"].item()
     for name in oracle.buffers:
-        pairs = [
-            (optimizer.state[p][name], expected[name])
-            for p, expected in zip(params, oracle.state, strict=False)
-            if name in expected
-        ]
-        _assert_kind([a for a, _ in pairs], [e for _, e in pairs], tolerance)
+        with_it = [(state[name], expected[name]) for state, expected in pairs if name in expected]
+        _assert_kind([a for a, _ in with_it], [e for _, e in with_it], tolerance)
 
 
 def _assert_kind(actual, expected, tolerance):
