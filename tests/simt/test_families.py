@@ -56,6 +56,26 @@ def test_no_kernel_races(family, monkeypatch):
     under_each_seed(monkeypatch, norms, racecheck=True)
 
 
+def test_a_group_for_every_tensor_takes_no_more_launches(family, monkeypatch):
+    """Users make them: RF-DETR had 465 groups with 28 different settings."""
+    use_simt(monkeypatch)
+    data = problem([(n,) for n in range(40)], steps=3)
+
+    def launches(groups):
+        params = leaves(data.to().params)
+        optimizer = family.make(groups(params))
+        before = sum(build.launched().values())
+        run(optimizer, params, data.grads)
+        return sum(build.launched().values()) - before
+
+    together = launches(lambda params: params)
+    alone = launches(
+        lambda params: [dict(params=[p], weight_decay=i % 3 / 10) for i, p in enumerate(params)]
+    )
+    assert alone == together
+    assert 0 < together < len(data.params)  # in all three steps
+
+
 @pytest.mark.parametrize("barrier", barriers())
 def test_each_barrier_is_missed(barrier, kernels, monkeypatch):
     """Without it, the executor finds an error under one schedule or another."""
