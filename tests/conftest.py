@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import largebatch
-from largebatch.optim import LAMB, LARS
-from tests.helpers import LambOracle, LarsOracle
+from largebatch.optim import LAMB, LARS, Adan
+from tests.helpers import AdanOracle, LambOracle, LarsOracle
 from tests.simt import build as simt
 
 # ---- Backends ------------------------------------------------------------------------------------
@@ -131,6 +131,13 @@ OPTIMIZERS = [
         options=dict(lr=0.5, weight_decay=0.01, trust_coefficient=0.02),
         independent={},
         lean=dict(momentum=0.0),
+    ),
+    Family(
+        Adan,
+        AdanOracle,
+        options=dict(lr=5e-3, weight_decay=0.02, max_grad_norm=1.0),
+        independent=dict(max_grad_norm=None),
+        lean={},
     ),
 ]
 

@@ -16,13 +16,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from largebatch import ops
-from largebatch.optim import LAMB, LARS
-from tests.helpers import LAMB_DEFAULTS, LARS_DEFAULTS, problem
+from largebatch.optim import LAMB, LARS, Adan
+from tests.helpers import ADAN_DEFAULTS, LAMB_DEFAULTS, LARS_DEFAULTS, problem
 
 WORLD = 2
 STEPS = 5
 LAMB_OPTIONS = dict(lr=0.01, weight_decay=0.02, max_grad_norm=0.5)
 LARS_OPTIONS = dict(lr=0.5, weight_decay=0.01, trust_coefficient=0.02)
+ADAN_OPTIONS = dict(lr=0.01, weight_decay=0.02, max_grad_norm=0.5)
 
 # For the split form: flat tensors and where the first rank's part ends.
 FLAT_SHAPES = [(40000,), (7,), (1,), (50000,)]
@@ -68,6 +69,20 @@ def split_lars(rank):
     return params, [buffers]
 
 
+def split_adan(rank):
+    data = problem(FLAT_SHAPES, STEPS)
+    params = parts(data.params, rank)
+    states = [[torch.zeros_like(p) for p in params] for _ in range(4)]
+    steps = [torch.zeros(()) for _ in params]
+    for full in data.grads:
+        grads = parts(full, rank)
+        total = ops.multi_tensor_sq_sum(grads).sum()
+        dist.all_reduce(total)
+        hyper = ADAN_DEFAULTS | ADAN_OPTIONS
+        ops.adan_step(params, grads, *states, steps, grad_sq_sum=total, **hyper)
+    return params, states
+
+
 def dtensors(cls, options, dtype=torch.float32):
     """Run an optimizer on distributed parameters; return them and their state, put together."""
     mesh = init_device_mesh("cpu", (WORLD,))
@@ -92,7 +107,7 @@ def dtensors(cls, options, dtype=torch.float32):
         for p in params
     ]
     result = {"params": [p.full_tensor().detach() for p in params], "state": state}
-    if cls is LAMB:
+    if cls is not LARS:
         result["grad_norm"] = optimizer.grad_norm
     result["nonfinite"] = optimizer.nonfinite
     return result
@@ -105,10 +120,13 @@ def main(rank, folder):
     results = {
         "split lamb": split_lamb(rank),
         "split lars": split_lars(rank),
+        "split adan": split_adan(rank),
         "dtensor lamb": dtensors(LAMB, LAMB_OPTIONS),
         "dtensor lars": dtensors(LARS, LARS_OPTIONS),
+        "dtensor adan": dtensors(Adan, ADAN_OPTIONS),
         "dtensor lamb, pure torch": dtensors(LAMB, LAMB_OPTIONS | dict(fused=False)),
         "dtensor lars, pure torch": dtensors(LARS, LARS_OPTIONS | dict(fused=False)),
+        "dtensor adan, pure torch": dtensors(Adan, ADAN_OPTIONS | dict(fused=False)),
         "dtensor lamb, bfloat16": dtensors(LAMB, LAMB_OPTIONS, torch.bfloat16),
     }
     torch.save(results, folder / f"{rank}.pt")

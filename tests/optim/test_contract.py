@@ -56,6 +56,19 @@ BAD = {
         dict(trust_coefficient=-0.001),
         dict(eps=-1e-8),
     ],
+    "Adan": [
+        dict(lr=-1e-3),
+        dict(lr=float("nan")),
+        dict(lr=torch.ones(2)),
+        dict(betas=(1.0, 0.9, 0.9)),
+        dict(betas=(0.9, 1.0, 0.9)),
+        dict(betas=(0.9, 0.9, 1.0)),
+        dict(betas=(0.9, 0.9, -0.1)),
+        dict(betas=(0.9, 0.999)),
+        dict(eps=-1e-8),
+        dict(weight_decay=-0.1),
+        dict(max_grad_norm="one"),
+    ],
 }
 
 
@@ -316,7 +329,7 @@ class TestStep:
     def test_trains_a_model(self, family):
         torch.manual_seed(1)
         model = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
-        optimizer = family.make(model.parameters(), lr=0.02 if str(family) == "LAMB" else 1.0)
+        optimizer = family.make(model.parameters(), lr=1.0 if str(family) == "LARS" else 0.02)
         x = torch.randn(256, 4)
         y = x[:, :1] * x[:, 1:2]
         losses = []

@@ -17,11 +17,17 @@ import torch
 import largebatch
 from largebatch.optim import LAMB
 from tests.conftest import assert_close
-from tests.helpers import LambOracle, LarsOracle, leaves, problem, run, same_bits
+from tests.helpers import AdanOracle, LambOracle, LarsOracle, leaves, problem, run, same_bits
 from tests.optim import sharded_worker as worker
 
 # Sizes that single elements of averages of the gradient are held against: they may cancel.
-TYPICAL = {"exp_avg": 1e-3, "exp_avg_sq": 0.0, "momentum_buffer": 1e-3}
+TYPICAL = {
+    "exp_avg": 1e-3,
+    "exp_avg_sq": 0.0,
+    "momentum_buffer": 1e-3,
+    "exp_avg_diff": 1e-3,
+    "neg_pre_grad": 1e-3,
+}
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +71,7 @@ def solved(oracle_type, shapes, options, dtype=torch.float32):
 SPLIT = {
     "split lamb": (LambOracle, worker.LAMB_OPTIONS),
     "split lars": (LarsOracle, worker.LARS_OPTIONS),
+    "split adan": (AdanOracle, worker.ADAN_OPTIONS),
 }
 
 
@@ -87,8 +94,10 @@ def joined(first, second):
 DTENSOR = {
     "dtensor lamb": (LambOracle, worker.LAMB_OPTIONS),
     "dtensor lars": (LarsOracle, worker.LARS_OPTIONS),
+    "dtensor adan": (AdanOracle, worker.ADAN_OPTIONS),
     "dtensor lamb, pure torch": (LambOracle, worker.LAMB_OPTIONS),
     "dtensor lars, pure torch": (LarsOracle, worker.LARS_OPTIONS),
+    "dtensor adan, pure torch": (AdanOracle, worker.ADAN_OPTIONS),
 }
 
 
@@ -123,7 +132,7 @@ def test_distributed_sixteen_bit_parameters_have_a_master(results):
 def test_gradient_norm_counts_shards_once_and_replicas_once(results):
     data = problem(worker.GRID_SHAPES, worker.STEPS)
     expected = torch.cat([g.double().flatten() for g in data.grads[-1]]).norm().item()
-    for name in ("dtensor lamb", "dtensor lamb, pure torch"):
+    for name in ("dtensor lamb", "dtensor lamb, pure torch", "dtensor adan"):
         assert results[0][name]["grad_norm"].item() == pytest.approx(expected, rel=1e-6)
 
 
