@@ -41,6 +41,15 @@ def _pytorch_optimizer_lars(params):
     return module.LARS(params, lr=1e-3, momentum=0.9, weight_decay=1e-4)
 
 
+def _timm_adan(params):
+    return timm_optimizer("adan", "Adan")(params, lr=1e-3, weight_decay=0.02)
+
+
+def _pytorch_optimizer_adan(params):
+    module = importlib.import_module("pytorch_optimizer")
+    return module.Adan(params, lr=1e-3, weight_decay=0.02)
+
+
 def _torch_adamw(params):
     return torch.optim.AdamW(params, lr=1e-3, fused=True)
 
@@ -49,7 +58,8 @@ def _torch_sgd(params):
     return torch.optim.SGD(params, lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True)
 
 
-# family -> name -> constructor. torch's own are no peers but the floor: they take no norms.
+# family -> name -> constructor. torch's own are no peers but the floor: they take no norms, and
+# keep less state.
 BASELINES = {
     "lamb": {
         "timm": _timm_lamb,
@@ -60,5 +70,10 @@ BASELINES = {
         "timm": _timm_lars,
         "pytorch_optimizer": _pytorch_optimizer_lars,
         "torch SGD fused": _torch_sgd,
+    },
+    "adan": {
+        "timm": _timm_adan,
+        "pytorch_optimizer": _pytorch_optimizer_adan,
+        "torch AdamW fused": _torch_adamw,
     },
 }
