@@ -10,7 +10,7 @@ import torch
 
 import largebatch
 from largebatch.optim import LAMB, LARS, Adan
-from tests.helpers import AdanOracle, LambOracle, LarsOracle
+from tests.helpers import AdanOracle, LambOracle, LarsOracle, leaves, problem
 from tests.simt import build as simt
 
 # ---- Backends ------------------------------------------------------------------------------------
@@ -92,18 +92,24 @@ def use_simt(monkeypatch):
 # ---- Optimizers ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
-    """An optimizer, its oracle, and settings that switch most of its arithmetic on."""
+    """An optimizer, its oracle, and settings that switch most of its arithmetic on.
+
+    With an entry in OPTIMIZERS an optimizer gets all tests that use the `family` fixture.
+    """
 
     cls: type
     oracle: type
     options: dict
+    others: dict  # another value of each hyper-parameter, which alone makes another step
+    bad: list  # settings that are refused with a ValueError that names them, one each
+    learns: dict  # with these it fits a small model in a hundred steps
     independent: dict  # with these no tensor's step depends on another tensor
     lean: dict  # with these it keeps the least state
-
-    def __hash__(self):
-        return hash(self.cls)
+    limiting: dict | None = None  # with these it limits the gradient norm to 1, if it can
+    decoupled: bool = True  # weight decay does not enter the momentum
+    bounded: bool = False  # a gradient that is not finite leaves finite weights, and a bad state
 
     def __str__(self):
         return self.cls.__name__
@@ -116,28 +122,122 @@ class Family:
         """Return the oracle with the same settings as :meth:`make`."""
         return self.oracle(params, **{**self.options, **over})
 
+    def start(self, shapes, steps=4, device="cpu", dtype=None, **over):
+        """Return a problem, its parameters and the optimizer of them: (data, params, optimizer)."""
+        data = problem(shapes, steps).to(device, dtype, dtype)
+        params = leaves(data.to().params)
+        return data, params, self.make(params, **over)
+
+    def solve(self, data, steps=None, **over):
+        """Return the oracle after the steps of a problem, or the first `steps` of them."""
+        oracle = self.reference([p.cpu() for p in data.params], **over)
+        for grads in data.grads[:steps]:
+            oracle.step([g if g is None else g.cpu() for g in grads])
+        return oracle
+
+
+# What no optimizer takes for a learning rate.
+BAD_RATES = [dict(lr=-1e-3), dict(lr=float("nan")), dict(lr=torch.ones(2))]
 
 OPTIMIZERS = [
     Family(
         LAMB,
         LambOracle,
         options=dict(lr=5e-3, weight_decay=0.02),
+        others=dict(
+            lr=0.03,
+            betas=(0.8, 0.9),
+            eps=0.1,
+            weight_decay=0.3,
+            bias_correction=False,
+            grad_averaging=False,
+            max_grad_norm=0.01,
+            decay="l2",
+            adapt="never",
+            trust_clip=0.04,
+            weight_norm_clip=(2.0, 10.0),
+            maximize=True,
+        ),
+        bad=[
+            *BAD_RATES,
+            dict(betas=(1.0, 0.9)),
+            dict(betas=(0.9, 1.0)),
+            dict(betas=(-0.1, 0.9)),
+            dict(betas=(0.9,)),
+            dict(eps=-1e-8),
+            dict(weight_decay=-0.1),
+            dict(bias_correction="inside"),
+            dict(decay="none"),
+            dict(adapt="layer"),
+            dict(trust_clip=(2.0, 1.0)),
+            dict(trust_clip="tight"),
+            dict(weight_norm_clip=(2.0, 1.0)),
+            dict(weight_norm_clip=2.0),
+            dict(max_grad_norm="one"),
+        ],
+        learns=dict(lr=0.02),
         independent=dict(max_grad_norm=None),
         lean={},
+        limiting=dict(max_grad_norm=1.0),
     ),
     Family(
         LARS,
         LarsOracle,
         options=dict(lr=0.5, weight_decay=0.01, trust_coefficient=0.02),
+        others=dict(
+            lr=2.0,
+            momentum=0.5,
+            dampening=0.3,
+            weight_decay=0.1,
+            nesterov=True,
+            trust_coefficient=0.05,
+            eps=3.0,
+            clip=True,
+            lr_in_momentum=True,
+            adapt=False,
+            maximize=True,
+        ),
+        bad=[
+            *BAD_RATES,
+            dict(momentum=-0.9),
+            dict(dampening=-0.1),
+            dict(weight_decay=-0.1),
+            dict(trust_coefficient=-0.001),
+            dict(eps=-1e-8),
+        ],
+        learns=dict(lr=1.0),
         independent={},
         lean=dict(momentum=0.0),
+        decoupled=False,  # by its definition: the decay is in the direction that is averaged
     ),
     Family(
         Adan,
         AdanOracle,
-        options=dict(lr=5e-3, weight_decay=0.02, max_grad_norm=1.0),
+        options=dict(lr=5e-3, weight_decay=0.02),
+        others=dict(
+            lr=0.03,
+            betas=(0.8, 0.7, 0.9),
+            eps=0.1,
+            weight_decay=0.3,
+            max_grad_norm=0.01,
+            no_prox=True,
+            maximize=True,
+        ),
+        bad=[
+            *BAD_RATES,
+            dict(betas=(1.0, 0.9, 0.9)),
+            dict(betas=(0.9, 1.0, 0.9)),
+            dict(betas=(0.9, 0.9, 1.0)),
+            dict(betas=(0.9, 0.9, -0.1)),
+            dict(betas=(0.9, 0.999)),
+            dict(eps=-1e-8),
+            dict(weight_decay=-0.1),
+            dict(max_grad_norm="one"),
+        ],
+        learns=dict(lr=0.02),
         independent=dict(max_grad_norm=None),
         lean={},
+        limiting=dict(max_grad_norm=1.0),
     ),
 ]
 
@@ -145,6 +245,12 @@ OPTIMIZERS = [
 @pytest.fixture(params=OPTIMIZERS, ids=str)
 def family(request):
     """Run the test on every optimizer of the package."""
+    return request.param
+
+
+@pytest.fixture(params=[family for family in OPTIMIZERS if family.limiting], ids=str)
+def limiting(request):
+    """Run the test on every optimizer that can limit the gradient norm."""
     return request.param
 
 
@@ -197,22 +303,23 @@ def assert_close(actual, expected, tolerance="fp32", scale=0.0):
 
 
 def assert_matches(optimizer, params, oracle, tolerance="fp32"):
-    """Check parameters and all state of an optimizer against its oracle.
+    """Check parameters and all state of an optimizer against its oracle."""
+    assert_holds(params, [optimizer.state[p] for p in params], oracle, tolerance)
+
+
+def assert_holds(params, states, oracle, tolerance="fp32"):
+    """Check parameters and their states, in the order of the oracle's, or the first of them.
 
     Tensors of less than 256 elements are held against the size of a typical element of their kind.
     """
-    held = [p.detach() for p in params]
-    _assert_kind(held, oracle.params[: len(held)], tolerance)
-    for p, expected in zip(params, oracle.state, strict=False):
-        assert set(expected) <= set(optimizer.state[p])
-        assert optimizer.state[p]["step"].item() == expected["step"].item()
+    _assert_kind([p.detach() for p in params], oracle.params[: len(params)], tolerance)
+    pairs = list(zip(states, oracle.state, strict=False))
+    for state, expected in pairs:
+        assert set(expected) <= set(state)
+        assert state["step"].item() == expected["step"].item()
     for name in oracle.buffers:
-        pairs = [
-            (optimizer.state[p][name], expected[name])
-            for p, expected in zip(params, oracle.state, strict=False)
-            if name in expected
-        ]
-        _assert_kind([a for a, _ in pairs], [e for _, e in pairs], tolerance)
+        with_it = [(state[name], expected[name]) for state, expected in pairs if name in expected]
+        _assert_kind([a for a, _ in with_it], [e for _, e in with_it], tolerance)
 
 
 def _assert_kind(actual, expected, tolerance):

@@ -177,6 +177,11 @@ def leaves(tensors):
     return [torch.nn.Parameter(t.detach()) for t in tensors]
 
 
+def values(tensors):
+    """Return copies of the tensors, as they are now."""
+    return [t.detach().clone() for t in tensors]
+
+
 def snapshot(optimizer):
     """Return copies of all parameters and all state, in a fixed order: what "bitwise" is about."""
     tensors = []

@@ -7,6 +7,7 @@
 Reads nothing, writes what it ended with to <folder>/<rank>.pt.
 """
 
+import copy
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from largebatch import ops
-from largebatch.optim import LAMB, LARS, Adan
+from tests.conftest import OPTIMIZERS
 from tests.helpers import ADAN_DEFAULTS, LAMB_DEFAULTS, LARS_DEFAULTS, problem
 
 WORLD = 2
@@ -83,34 +84,47 @@ def split_adan(rank):
     return params, states
 
 
-def dtensors(cls, options, dtype=torch.float32):
-    """Run an optimizer on distributed parameters; return them and their state, put together."""
-    mesh = init_device_mesh("cpu", (WORLD,))
+def distribute(tensors, mesh, dtype):
     placements = [[Shard(0)]] * (len(GRID_SHAPES) - 1) + [[Replicate()]]
+    pairs = zip(tensors, placements, strict=True)
+    return [distribute_tensor(t.to(dtype), mesh, placement) for t, placement in pairs]
 
-    def distribute(tensors):
-        pairs = zip(tensors, placements, strict=True)
-        return [distribute_tensor(t.to(dtype), mesh, placement) for t, placement in pairs]
 
+def dtensors(family, dtype=torch.float32, **over):
+    """Run an optimizer on distributed parameters; return them and their state, put together.
+
+    After half of the steps another optimizer takes over, from parameters and a state_dict.
+    """
+    mesh = init_device_mesh("cpu", (WORLD,))
     data = problem(GRID_SHAPES, STEPS)
-    params = [torch.nn.Parameter(p) for p in distribute(data.params)]
-    optimizer = cls(params, **options)
-    for grads in data.grads:
-        for p, g in zip(params, distribute(grads), strict=True):
+    params = [torch.nn.Parameter(p) for p in distribute(data.params, mesh, dtype)]
+    optimizer = family.make(params, **over)
+    for t, grads in enumerate(data.grads):
+        if t == STEPS // 2:
+            params = [torch.nn.Parameter(p.detach().clone()) for p in params]
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = family.make(params, **over)
+            optimizer.load_state_dict(saved)
+        for p, g in zip(params, distribute(grads, mesh, dtype), strict=True):
             p.grad = g
         optimizer.step()
-    state = [
-        {
-            name: value.full_tensor() if isinstance(value, DTensor) else value
+    return {
+        "params": [p.full_tensor().detach() for p in params],
+        "state": [
+            {
+                name: value.full_tensor() if isinstance(value, DTensor) else value
+                for name, value in optimizer.state[p].items()
+            }
+            for p in params
+        ],
+        "sharded": all(
+            isinstance(value, DTensor) == (name != "step")
+            for p in params
             for name, value in optimizer.state[p].items()
-        }
-        for p in params
-    ]
-    result = {"params": [p.full_tensor().detach() for p in params], "state": state}
-    if cls is not LARS:
-        result["grad_norm"] = optimizer.grad_norm
-    result["nonfinite"] = optimizer.nonfinite
-    return result
+        ),
+        "grad_norm": optimizer.grad_norm,
+        "nonfinite": optimizer.nonfinite,
+    }
 
 
 def main(rank, folder):
@@ -118,17 +132,15 @@ def main(rank, folder):
     store = dist.FileStore(str(folder / "store"), WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
     results = {
-        "split lamb": split_lamb(rank),
-        "split lars": split_lars(rank),
-        "split adan": split_adan(rank),
-        "dtensor lamb": dtensors(LAMB, LAMB_OPTIONS),
-        "dtensor lars": dtensors(LARS, LARS_OPTIONS),
-        "dtensor adan": dtensors(Adan, ADAN_OPTIONS),
-        "dtensor lamb, pure torch": dtensors(LAMB, LAMB_OPTIONS | dict(fused=False)),
-        "dtensor lars, pure torch": dtensors(LARS, LARS_OPTIONS | dict(fused=False)),
-        "dtensor adan, pure torch": dtensors(Adan, ADAN_OPTIONS | dict(fused=False)),
-        "dtensor lamb, bfloat16": dtensors(LAMB, LAMB_OPTIONS, torch.bfloat16),
+        "split LAMB": split_lamb(rank),
+        "split LARS": split_lars(rank),
+        "split Adan": split_adan(rank),
     }
+    for family in OPTIMIZERS:
+        options = family.limiting or {}
+        results[f"{family} fused"] = dtensors(family, **options)
+        results[f"{family} pure torch"] = dtensors(family, **options, fused=False)
+        results[f"{family} bfloat16"] = dtensors(family, torch.bfloat16, **options)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

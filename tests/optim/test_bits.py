@@ -4,8 +4,6 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import largebatch
 from tests.helpers import Padded, leaves, problem, run, same_bits, snapshot
@@ -34,7 +32,7 @@ def test_a_tensor_alone_or_among_five_hundred(backend, family):
     shapes = [(1 + 7 * i % 90,) for i in range(500)]
     for place, shape in ((3, (5,)), (250, (20000,)), (499, (70000,))):
         shapes[place] = shape
-    data = problem(shapes, steps=3).to(backend.device)
+    data = problem(shapes, steps=2).to(backend.device)
     together = stepped(family, data, **family.independent)
     for place in (3, 250, 499, 100):
         alone = problem([], steps=0)
@@ -43,14 +41,13 @@ def test_a_tensor_alone_or_among_five_hundred(backend, family):
         assert same_bits(stepped(family, alone, **family.independent), [together[place]])
 
 
-@settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(order=st.permutations(range(len(SHAPES))))
-def test_order_of_tensors(backend, family, order):
+def test_order_of_tensors(backend, family):
     data = problem(SHAPES, steps=2).to(backend.device)
     expected = stepped(family, data, **family.independent)
-    assert same_bits(stepped(family, data, order, **family.independent), expected)
+    last = len(SHAPES) - 1
+    shuffled = torch.randperm(len(SHAPES)).tolist()
+    for order in (range(last, -1, -1), [last, *range(last)], shuffled):
+        assert same_bits(stepped(family, data, order, **family.independent), expected)
 
 
 def test_groups_with_equal_settings_are_one_group(backend, family):
@@ -65,8 +62,8 @@ def test_groups_with_equal_settings_are_one_group(backend, family):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_number_of_threads(backend, family, dtype):
-    if backend.device.type != "cpu":
-        pytest.skip("threads are those of the CPU")
+    if not backend.name.startswith("cpu"):
+        pytest.skip("threads are those of the CPU kernels")
     data = problem([*SHAPES, (500, 700)], steps=2).to(dtype=dtype, grad_dtype=dtype)
     before = torch.get_num_threads()
     results = []

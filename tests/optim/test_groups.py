@@ -43,11 +43,14 @@ def test_optimizers_take_it(family):
     optimizer = family.make(param_groups(net, weight_decay=0.1), **family.independent)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     first = optimizer.param_groups[0]["params"]
-    rest = dict(adapt=False) if "adapt" in family.oracle.defaults else {}
+    vectors = dict(weight_decay=0.0, adapt=False)  # who has no local rates ignores the latter
     oracle = family.reference(
         [
             dict(params=[p for p in params if p.ndim > 1], weight_decay=0.1),
-            dict(params=[p for p in params if p.ndim < 2], weight_decay=0.0, **rest),
+            dict(
+                params=[p for p in params if p.ndim < 2],
+                **{k: v for k, v in vectors.items() if k in family.oracle.defaults},
+            ),
         ],
         **family.independent,
     )

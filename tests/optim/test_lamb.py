@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LAMB: every switch and preset against float64, on every backend."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -182,3 +184,33 @@ def test_one_element_keeps_its_sign(backend):
     optimizer = LAMB([p], lr=0.5, weight_decay=0.0, adapt="always", max_grad_norm=None)
     run(optimizer, [p], [[torch.full_like(p, 3.0)]] * 4)
     assert p.item() == pytest.approx(2.0 * 0.5**4, rel=1e-5)
+
+
+def test_apex_checkpoint_with_a_step_per_group(backend):
+    # apex and timm: exp_avg and exp_avg_sq per parameter, an int or a tensor `step` per group.
+    data = problem([(40, 30), (1000,)], steps=6)
+    oracle = LambOracle(data.params, lr=0.01)
+    for grads in data.grads[:3]:
+        oracle.step(grads)
+    for step in (3, torch.tensor(3.0)):
+        checkpoint = {
+            "state": {
+                i: {k: v.float() for k, v in s.items() if k != "step"}
+                for i, s in enumerate(oracle.state)
+            },
+            "param_groups": [
+                dict(
+                    params=[0, 1], step=step, lr=0.01, betas=(0.9, 0.999), eps=1e-6,
+                    weight_decay=0.01, bias_correction=True, grad_averaging=True, max_grad_norm=1.0,
+                )
+            ],
+        }  # fmt: skip
+        params = leaves([p.to(backend.device, torch.float32) for p in oracle.params])
+        optimizer = LAMB(params)
+        optimizer.load_state_dict(checkpoint)
+        assert [optimizer.state[p]["step"].item() for p in params] == [3, 3]
+        rest = copy.deepcopy(oracle)
+        for grads in data.grads[3:]:
+            rest.step(grads)
+            run(optimizer, params, [[g.to(backend.device) for g in grads]])
+        assert_matches(optimizer, params, rest)

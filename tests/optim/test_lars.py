@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LARS: every switch against float64, on every backend."""
 
+import copy
+
 import pytest
 import torch
 
@@ -140,3 +142,32 @@ def test_nesterov_needs_momentum_and_no_dampening():
     for bad in (dict(momentum=0.0), dict(dampening=0.1)):
         with pytest.raises(ValueError, match="nesterov"):
             LARS([torch.nn.Parameter(torch.ones(2))], nesterov=True, **bad)
+
+
+def test_no_momentum_buffer_without_momentum(backend):
+    p = torch.nn.Parameter(torch.ones(5, device=backend.device))
+    optimizer = LARS([p], momentum=0.0)
+    run(optimizer, [p], [[torch.ones_like(p)]])
+    assert set(optimizer.state[p]) == {"step"}
+
+
+def test_sgd_checkpoint_continues_its_momentum(backend):
+    # torch.optim.SGD and timm's Lars keep a momentum_buffer and no step: it is not a first step.
+    data = problem([(40, 30), (1000,)], steps=4)
+    theirs = leaves(data.to().params)
+    sgd = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, dampening=0.2)
+    run(sgd, theirs, data.grads[:2])
+    options = dict(lr=0.1, momentum=0.9, dampening=0.2, adapt=False)
+    oracle = LarsOracle([p.detach() for p in theirs], **options)
+    for p, state in zip(theirs, oracle.state, strict=True):
+        state["step"].fill_(2)
+        state["momentum_buffer"].copy_(sgd.state[p]["momentum_buffer"])
+    params = leaves([p.detach().to(backend.device, copy=True) for p in theirs])
+    optimizer = LARS(params, **options)
+    checkpoint = copy.deepcopy(sgd.state_dict())
+    checkpoint["param_groups"][0]["adapt"] = False
+    optimizer.load_state_dict(checkpoint)
+    for grads in data.grads[2:]:
+        oracle.step(grads)
+        run(optimizer, params, [[g.to(backend.device) for g in grads]])
+    assert_close(params, oracle.params)

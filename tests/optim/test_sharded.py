@@ -15,9 +15,8 @@ import pytest
 import torch
 
 import largebatch
-from largebatch.optim import LAMB
-from tests.conftest import assert_close
-from tests.helpers import AdanOracle, LambOracle, LarsOracle, leaves, problem, run, same_bits
+from tests.conftest import assert_close, assert_holds
+from tests.helpers import AdanOracle, LambOracle, LarsOracle, problem, same_bits
 from tests.optim import sharded_worker as worker
 
 # Sizes that single elements of averages of the gradient are held against: they may cancel.
@@ -69,9 +68,9 @@ def solved(oracle_type, shapes, options, dtype=torch.float32):
 
 
 SPLIT = {
-    "split lamb": (LambOracle, worker.LAMB_OPTIONS),
-    "split lars": (LarsOracle, worker.LARS_OPTIONS),
-    "split adan": (AdanOracle, worker.ADAN_OPTIONS),
+    "split LAMB": (LambOracle, worker.LAMB_OPTIONS),
+    "split LARS": (LarsOracle, worker.LARS_OPTIONS),
+    "split Adan": (AdanOracle, worker.ADAN_OPTIONS),
 }
 
 
@@ -91,53 +90,40 @@ def joined(first, second):
     return [torch.cat(pair) for pair in zip(first, second, strict=True)]
 
 
-DTENSOR = {
-    "dtensor lamb": (LambOracle, worker.LAMB_OPTIONS),
-    "dtensor lars": (LarsOracle, worker.LARS_OPTIONS),
-    "dtensor adan": (AdanOracle, worker.ADAN_OPTIONS),
-    "dtensor lamb, pure torch": (LambOracle, worker.LAMB_OPTIONS),
-    "dtensor lars, pure torch": (LarsOracle, worker.LARS_OPTIONS),
-    "dtensor adan, pure torch": (AdanOracle, worker.ADAN_OPTIONS),
-}
+PATHS = ("fused", "pure torch", "bfloat16")
 
 
-@pytest.mark.parametrize("name", DTENSOR)
-def test_distributed_parameters(results, name):
-    oracle = solved(DTENSOR[name][0], worker.GRID_SHAPES, DTENSOR[name][1])
+def whole(family, dtype=torch.float32):
+    """Return the oracle that has seen the same steps, none of it sharded."""
+    data = problem(worker.GRID_SHAPES, worker.STEPS).to(dtype=dtype, grad_dtype=dtype)
+    return family.solve(data, **family.limiting or {})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_distributed_parameters(results, family, path):
+    oracle = whole(family, torch.bfloat16 if path == "bfloat16" else torch.float32)
     for result in results:
-        own = result[name]
-        assert_close(own["params"], oracle.params)
-        for state, expected in zip(own["state"], oracle.state, strict=True):
-            assert set(state) == set(expected)
-            assert state["step"].item() == worker.STEPS
-            for buffer in oracle.buffers:
-                assert_close(state[buffer], expected[buffer], scale=TYPICAL[buffer])
+        own = result[f"{family} {path}"]
+        params = own["params"]
+        if path == "bfloat16":
+            masters = [state.pop("master_param") for state in own["state"]]
+            assert same_bits(params, [m.to(torch.bfloat16) for m in masters])
+            params = masters
+        assert [set(state) for state in own["state"]] == [set(state) for state in oracle.state]
+        assert_holds(params, own["state"], oracle)
+        assert own["sharded"]
         assert own["nonfinite"].item() == 0
 
 
-@pytest.mark.parametrize("name", [*DTENSOR, "dtensor lamb, bfloat16"])
-def test_ranks_end_with_the_same_bits(results, name):
-    first, second = (result[name] for result in results)
+@pytest.mark.parametrize("path", PATHS)
+def test_ranks_end_with_the_same_bits(results, family, path):
+    first, second = (result[f"{family} {path}"] for result in results)
     assert same_bits(first["params"], second["params"])
 
 
-def test_distributed_sixteen_bit_parameters_have_a_master(results):
-    oracle = solved(LambOracle, worker.GRID_SHAPES, worker.LAMB_OPTIONS, torch.bfloat16)
-    own = results[0]["dtensor lamb, bfloat16"]
-    masters = [state["master_param"] for state in own["state"]]
-    assert_close(masters, oracle.params)
-    assert same_bits(own["params"], [m.to(torch.bfloat16) for m in masters])
-
-
-def test_gradient_norm_counts_shards_once_and_replicas_once(results):
+def test_gradient_norm_counts_shards_once_and_replicas_once(results, limiting):
     data = problem(worker.GRID_SHAPES, worker.STEPS)
     expected = torch.cat([g.double().flatten() for g in data.grads[-1]]).norm().item()
-    for name in ("dtensor lamb", "dtensor lamb, pure torch", "dtensor adan"):
-        assert results[0][name]["grad_norm"].item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_sharded_equals_unsharded_kernel(results):
-    data = problem(worker.GRID_SHAPES, worker.STEPS)
-    params = leaves(data.params)
-    run(LAMB(params, **worker.LAMB_OPTIONS), params, data.grads)
-    assert_close(results[0]["dtensor lamb"]["params"], [p.detach() for p in params])
+    for path in ("fused", "pure torch"):
+        norm = results[0][f"{limiting} {path}"]["grad_norm"]
+        assert norm.item() == pytest.approx(expected, rel=1e-6)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds and loads the modules whose CUDA kernels run on the CPU."""
 
+import ctypes
 import functools
 import importlib.util
 import os
@@ -67,6 +68,14 @@ def load(path):
 def extension():
     """Return largebatch._C with its CUDA kernels run by the executor, on tensors of the CPU."""
     return load(next(build("_C").glob("_C.*.so")))
+
+
+def launched():
+    """Return the kernels of it that this process has run: {offset in the module: times}."""
+    counts = {}
+    tell = ctypes.CFUNCTYPE(None, ctypes.c_ulong, ctypes.c_ulong)(counts.__setitem__)
+    ctypes.CDLL(extension().__file__).lb_simt_launched(tell)
+    return counts
 
 
 @functools.cache

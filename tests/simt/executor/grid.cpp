@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
 #include <random>
-#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -21,7 +21,7 @@ namespace lb::simt {
 namespace {
 
 std::mutex one_grid_at_a_time;
-std::set<const void*> launched;
+std::map<const void*, unsigned long> launched;  // kernel: how often
 Options current;
 
 Index index_of(const Launch& launch, uint64_t number) {
@@ -100,7 +100,7 @@ void grid_sync(Site site) { running()->block->arrive_at_grid(*running(), site); 
 
 void execute(const Launch& launch) {
   const std::lock_guard<std::mutex> lock(one_grid_at_a_time);
-  launched.insert(launch.function);
+  ++launched[launch.function];
   begin_memory(launch);
   current = read_options();
   begin_race_check();
@@ -118,12 +118,13 @@ void execute(const Launch& launch) {
 
 }  // namespace lb::simt
 
-// For ctypes: tells which kernels have run, by their offsets in this module, as nm prints them.
+// For ctypes: tells which kernels have run, by their offsets in this module, as nm prints them, and
+// how often.
 extern "C" __attribute__((visibility("default"))) void lb_simt_launched(
-    void (*tell)(unsigned long offset)) {
-  for (const void* kernel : lb::simt::launched) {
+    void (*tell)(unsigned long offset, unsigned long times)) {
+  for (const auto& [kernel, times] : lb::simt::launched) {
     Dl_info info{};
     if (dladdr(kernel, &info) == 0) continue;
-    tell(reinterpret_cast<uintptr_t>(kernel) - reinterpret_cast<uintptr_t>(info.dli_fbase));
+    tell(reinterpret_cast<uintptr_t>(kernel) - reinterpret_cast<uintptr_t>(info.dli_fbase), times);
   }
 }
