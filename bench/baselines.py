@@ -60,6 +60,15 @@ def _pytorch_optimizer_lion(params):
     return module.Lion(params, lr=1e-4, weight_decay=0.1)
 
 
+def _timm_adan(params):
+    return timm_optimizer("adan", "Adan")(params, lr=1e-3, weight_decay=0.02)
+
+
+def _pytorch_optimizer_adan(params):
+    module = importlib.import_module("pytorch_optimizer")
+    return module.Adan(params, lr=1e-3, weight_decay=0.02)
+
+
 def _torch_adamw(params):
     return torch.optim.AdamW(params, lr=1e-3, fused=True)
 
@@ -68,7 +77,8 @@ def _torch_sgd(params):
     return torch.optim.SGD(params, lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True)
 
 
-# family -> name -> constructor. torch's own are no peers but the floor: they take no norms.
+# family -> name -> constructor. torch's own are no peers but the floor: they take no norms, and
+# keep less state.
 BASELINES = {
     "lamb": {
         "timm": _timm_lamb,
@@ -86,5 +96,10 @@ BASELINES = {
         "lion-pytorch foreach": _lion_pytorch_foreach,
         "pytorch_optimizer": _pytorch_optimizer_lion,
         "torch SGD fused": _torch_sgd,
+    },
+    "adan": {
+        "timm": _timm_adan,
+        "pytorch_optimizer": _pytorch_optimizer_adan,
+        "torch AdamW fused": _torch_adamw,
     },
 }

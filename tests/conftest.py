@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import largebatch
-from largebatch.optim import LAMB, LARS
-from tests.helpers import LambOracle, LarsOracle, leaves, problem
+from largebatch.optim import LAMB, LARS, Adan
+from tests.helpers import AdanOracle, LambOracle, LarsOracle, leaves, problem
 from tests.simt import build as simt
 
 # ---- Backends ------------------------------------------------------------------------------------
@@ -209,6 +209,35 @@ OPTIMIZERS = [
         independent={},
         lean=dict(momentum=0.0),
         decoupled=False,  # by its definition: the decay is in the direction that is averaged
+    ),
+    Family(
+        Adan,
+        AdanOracle,
+        options=dict(lr=5e-3, weight_decay=0.02),
+        others=dict(
+            lr=0.03,
+            betas=(0.8, 0.7, 0.9),
+            eps=0.1,
+            weight_decay=0.3,
+            max_grad_norm=0.01,
+            no_prox=True,
+            maximize=True,
+        ),
+        bad=[
+            *BAD_RATES,
+            dict(betas=(1.0, 0.9, 0.9)),
+            dict(betas=(0.9, 1.0, 0.9)),
+            dict(betas=(0.9, 0.9, 1.0)),
+            dict(betas=(0.9, 0.9, -0.1)),
+            dict(betas=(0.9, 0.999)),
+            dict(eps=-1e-8),
+            dict(weight_decay=-0.1),
+            dict(max_grad_norm="one"),
+        ],
+        learns=dict(lr=0.02),
+        independent=dict(max_grad_norm=None),
+        lean={},
+        limiting=dict(max_grad_norm=1.0),
     ),
 ]
 

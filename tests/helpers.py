@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from largebatch.reference import lamb, lars, norm
+from largebatch.reference import adan, lamb, lars, norm
 
 # The published defaults, written out: a test that read them from the optimizer could not find a
 # wrong one.
@@ -39,6 +39,15 @@ LARS_DEFAULTS = dict(
     adapt=True,
     maximize=False,
 )
+ADAN_DEFAULTS = dict(
+    lr=1e-3,
+    betas=(0.98, 0.92, 0.99),
+    eps=1e-8,
+    weight_decay=0.0,
+    max_grad_norm=None,
+    no_prox=False,
+    maximize=False,
+)
 
 
 class LambOracle:
@@ -46,6 +55,7 @@ class LambOracle:
 
     defaults = LAMB_DEFAULTS
     buffers = ("exp_avg", "exp_avg_sq")
+    update = staticmethod(lamb.lamb_step)
 
     def __init__(self, groups, dtype=torch.float64, **hyper):
         if torch.is_tensor(groups[0]):
@@ -89,7 +99,15 @@ class LambOracle:
         for params, grads, state, values in groups:
             if grads:
                 moments = ([s[name] for s in state] for name in (*self.buffers, "step"))
-                lamb.lamb_step(params, grads, *moments, grad_sq_sum=total, **values, **scaler)
+                self.update(params, grads, *moments, grad_sq_sum=total, **values, **scaler)
+
+
+class AdanOracle(LambOracle):
+    """Likewise for Adan."""
+
+    defaults = ADAN_DEFAULTS
+    buffers = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "neg_pre_grad")
+    update = staticmethod(adan.adan_step)
 
 
 class LarsOracle(LambOracle):

@@ -18,7 +18,7 @@ LambGroup read_group(const char* op, int index, const py::dict& dict) {
   const GroupReader reader(op, index, dict);
   LambGroup group{};
   std::tie(group.lr, group.lr_tensor) = reader.rate("lr");
-  std::tie(group.beta1, group.beta2) = reader.numbers("betas", 0, 1);
+  reader.numbers("betas", 0, 1, {&group.beta1, &group.beta2});
   group.eps = reader.number("eps", 0);
   group.weight_decay = reader.number("weight_decay", 0);
   group.max_grad_norm = reader.limit("max_grad_norm");

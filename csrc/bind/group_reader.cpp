@@ -57,12 +57,18 @@ double GroupReader::number(const char* key, double low, double high) const {
   return checked(key, get(key), low, high);
 }
 
-std::pair<double, double> GroupReader::numbers(const char* key, double low, double high) const {
+void GroupReader::numbers(const char* key, double low, double high,
+                          std::initializer_list<double*> places) const {
   const py::object value = get(key);
-  if (!py::isinstance<py::sequence>(value) || py::len(value) != 2) fail(key, value, "two numbers");
-  const std::string name(key);
-  return {checked(name + "[0]", value[py::int_(0)], low, high),
-          checked(name + "[1]", value[py::int_(1)], low, high)};
+  if (!py::isinstance<py::sequence>(value) || py::len(value) != places.size()) {
+    fail(key, value, std::to_string(places.size()) + " numbers");
+  }
+  size_t i = 0;
+  for (double* place : places) {
+    const std::string name = key + ("[" + std::to_string(i) + "]");
+    *place = checked(name, value[py::int_(i)], low, high);
+    ++i;
+  }
 }
 
 double GroupReader::limit(const char* key) const {
@@ -79,7 +85,8 @@ std::pair<double, double> GroupReader::bounds(const char* key, bool single) cons
   if (!py::isinstance<py::sequence>(value) || py::len(value) != 2) {
     fail(key, value, single ? "None, a number or (low, high)" : "None or (low, high)");
   }
-  const auto [low, high] = numbers(key, 0, kInfinity);
+  double low, high;
+  numbers(key, 0, kInfinity, {&low, &high});
   if (low > high) fail(key, value, "low <= high");
   return {low, high};
 }

@@ -24,8 +24,9 @@ class GroupReader {
 
   // A number in [low, high), NaN never; both ends included when high is infinity.
   double number(const char* key, double low, double high = kInfinity) const;
-  // Two of them.
-  std::pair<double, double> numbers(const char* key, double low, double high) const;
+  // A sequence of them, as many as there are places for.
+  void numbers(const char* key, double low, double high,
+               std::initializer_list<double*> places) const;
   // Also None, and whatever is not positive, for "no limit": infinity.
   double limit(const char* key) const;
   // None, an upper bound (where `single` allows it), or (lower, upper); none of them negative.

@@ -16,7 +16,10 @@
 namespace lb {
 
 // Infinity or NaN.
-LB_HD bool is_nonfinite(double x) { return !(x - x == 0); }
+template <class R>
+LB_HD bool is_nonfinite(R x) {
+  return !(x - x == 0);
+}
 
 // What a whole step shares. Written by the step, readable by the caller afterwards.
 struct Control {

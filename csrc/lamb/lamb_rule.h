@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/power.h"
 #include "core/workspace.h"
 
 namespace lb {
@@ -54,16 +55,6 @@ struct LambScalars {
   int32_t adapt;
   int32_t unused;
 };
-
-// beta^n by repeated squaring: the same bits on every backend, which pow does not promise.
-LB_HD double power(double beta, int64_t n) {
-  double result = 1;
-  for (; n > 0; n >>= 1) {
-    if (n & 1) result *= beta;
-    beta *= beta;
-  }
-  return result;
-}
 
 // c of the gradients' global norm; a NaN norm stays NaN.
 LB_HD double clip_divisor(double grad_norm, double max_grad_norm) {

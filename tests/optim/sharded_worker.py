@@ -18,12 +18,13 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from largebatch import ops
 from tests.conftest import OPTIMIZERS
-from tests.helpers import LAMB_DEFAULTS, LARS_DEFAULTS, problem
+from tests.helpers import ADAN_DEFAULTS, LAMB_DEFAULTS, LARS_DEFAULTS, problem
 
 WORLD = 2
 STEPS = 5
 LAMB_OPTIONS = dict(lr=0.01, weight_decay=0.02, max_grad_norm=0.5)
 LARS_OPTIONS = dict(lr=0.5, weight_decay=0.01, trust_coefficient=0.02)
+ADAN_OPTIONS = dict(lr=0.01, weight_decay=0.02, max_grad_norm=0.5)
 
 # For the split form: flat tensors and where the first rank's part ends.
 FLAT_SHAPES = [(40000,), (7,), (1,), (50000,)]
@@ -67,6 +68,20 @@ def split_lars(rank):
         dist.all_reduce(sums)
         ops.lars_apply(params, grads, buffers, steps, sums, **LARS_DEFAULTS | LARS_OPTIONS)
     return params, [buffers]
+
+
+def split_adan(rank):
+    data = problem(FLAT_SHAPES, STEPS)
+    params = parts(data.params, rank)
+    states = [[torch.zeros_like(p) for p in params] for _ in range(4)]
+    steps = [torch.zeros(()) for _ in params]
+    for full in data.grads:
+        grads = parts(full, rank)
+        total = ops.multi_tensor_sq_sum(grads).sum()
+        dist.all_reduce(total)
+        hyper = ADAN_DEFAULTS | ADAN_OPTIONS
+        ops.adan_step(params, grads, *states, steps, grad_sq_sum=total, **hyper)
+    return params, states
 
 
 def distribute(tensors, mesh, dtype):
@@ -116,7 +131,11 @@ def main(rank, folder):
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
-    results = {"split LAMB": split_lamb(rank), "split LARS": split_lars(rank)}
+    results = {
+        "split LAMB": split_lamb(rank),
+        "split LARS": split_lars(rank),
+        "split Adan": split_adan(rank),
+    }
     for family in OPTIMIZERS:
         options = family.limiting or {}
         results[f"{family} fused"] = dtensors(family, **options)

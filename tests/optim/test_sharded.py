@@ -16,11 +16,17 @@ import torch
 
 import largebatch
 from tests.conftest import assert_close, assert_holds
-from tests.helpers import LambOracle, LarsOracle, problem, same_bits
+from tests.helpers import AdanOracle, LambOracle, LarsOracle, problem, same_bits
 from tests.optim import sharded_worker as worker
 
 # Sizes that single elements of averages of the gradient are held against: they may cancel.
-TYPICAL = {"exp_avg": 1e-3, "exp_avg_sq": 0.0, "momentum_buffer": 1e-3}
+TYPICAL = {
+    "exp_avg": 1e-3,
+    "exp_avg_sq": 0.0,
+    "momentum_buffer": 1e-3,
+    "exp_avg_diff": 1e-3,
+    "neg_pre_grad": 1e-3,
+}
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +70,7 @@ def solved(oracle_type, shapes, options, dtype=torch.float32):
 SPLIT = {
     "split LAMB": (LambOracle, worker.LAMB_OPTIONS),
     "split LARS": (LarsOracle, worker.LARS_OPTIONS),
+    "split Adan": (AdanOracle, worker.ADAN_OPTIONS),
 }
 
 
