@@ -9,9 +9,9 @@ from types import ModuleType
 import torch
 
 from largebatch import ops
-from largebatch.optim import LAMB, LARS
-from largebatch.reference import lamb, lars
-from tests.helpers import LAMB_DEFAULTS, LARS_DEFAULTS, problem
+from largebatch.optim import LAMB, LARS, Adan
+from largebatch.reference import adan, lamb, lars
+from tests.helpers import ADAN_DEFAULTS, LAMB_DEFAULTS, LARS_DEFAULTS, problem
 
 SHAPES = [(40, 30), (0,), (700,), (1,), (16385,)]
 
@@ -170,4 +170,24 @@ LARS_STEP = LarsStep(
     },
     states=dict(momentum_buffers=lambda p, _: 0.1 * p),
 )
-STEPS = [LAMB_STEP, LARS_STEP]
+ADAN_STEP = Step(
+    "adan_step",
+    Adan,
+    adan,
+    hyper=ADAN_DEFAULTS | dict(lr=0.02, weight_decay=0.1, max_grad_norm=1.0),
+    variants={
+        "clip": {},
+        "no clip": dict(max_grad_norm=None),
+        "no prox": dict(no_prox=True, maximize=True),
+        "betas": dict(betas=(0.5, 0.0, 0.9), eps=0.1),
+    },
+    states=dict(
+        exp_avgs=lambda _, g: 0.1 * g,
+        exp_avg_diffs=lambda p, _: 0.01 * p,
+        exp_avg_sqs=lambda p, _: 1e-4 + 0.01 * p.square(),
+        neg_pre_grads=lambda p, g: 0.2 * p - g,
+    ),
+    limits=True,
+    typical=dict(params=0.02, exp_avg_diffs=1e-3),
+)
+STEPS = [LAMB_STEP, LARS_STEP, ADAN_STEP]
