@@ -234,7 +234,7 @@ def _decoded(m, scale):
 
 
 def _write_momentum(m, scale, value, bits, skip):
-    """Round the new momentum into its storage; strides of `m` and `bits` are those of the weight."""
+    """Round the new momentum into its storage, whose strides are those of `bits`."""
     if m.dtype == torch.bfloat16:
         write(m, round_bfloat16(value.float(), bits), skip)
     elif m.dtype == torch.int8:
