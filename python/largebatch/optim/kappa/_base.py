@@ -58,13 +58,15 @@ class Kappa:
     def conjugate(self, z, *, tolerance=1e-6):
         r"""Return :math:`K^*(z) = \sup_v \langle z, v \rangle - K(v)`, a 0-dim float64 tensor.
 
-        Infinity outside the domain. A z that reaches out of it by no more than the share
-        `tolerance` (in the norm or sum that bounds it) counts as on its edge, so that float32
-        weights at their bound have a value.
+        Infinity outside the domain, and for a z that is not finite. A z that reaches out of it by
+        no more than the share `tolerance` (in the norm or sum that bounds it) counts as on its
+        edge, so that float32 weights at their bound have a value.
         """
         z = self._real(z).double()
         if z.numel() == 0:
             return z.new_zeros(())
+        if not torch.isfinite(z).all():
+            return z.new_tensor(torch.inf)
         s = self.scale_factor(z.shape)
         return s * self._conjugate(z / s, tolerance)
 
@@ -78,7 +80,9 @@ class Kappa:
         if weight_decay == 0 or x.numel() == 0:
             return x.clone()
         t = self.scale_factor(x.shape) / weight_decay
-        return t * self._project(x / t)
+        z = x / t
+        near = self._project(z)
+        return torch.where(near == z, x, t * near)
 
     def distance(self, x, weight_decay):
         """Return the Euclidean distance from x to the feasible set, a 0-dim float64 tensor.
@@ -86,7 +90,8 @@ class Kappa:
         0 inside, and everywhere if K bounds nothing or `weight_decay` is 0.
         """
         x = self._real(x).double()
-        return norm2((x - self.project(x, weight_decay)).reshape(1, -1)).reshape(())
+        away = x - self.project(x, weight_decay)
+        return rms(away) * x.numel() ** 0.5
 
     def scale_factor(self, shape):
         """Return s as a float, for a tensor of this shape: what ``scale="rms"`` multiplies u by."""

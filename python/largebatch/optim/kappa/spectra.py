@@ -64,10 +64,13 @@ class _Singular(Kappa):
         """Return U h'(sigma) V^T, without the singular values that are but rounding."""
         x = matrix(v)
         largest = x.abs().max()
-        u, sigma, vt = _svd(x / torch.where(largest == 0, 1.0, largest))
+        finite = torch.isfinite(largest)
+        x = torch.where(finite, x / torch.where(largest == 0, 1.0, largest), 0.0)  # or svd raises
+        u, sigma, vt = _svd(x)
         noise = torch.finfo(sigma.dtype).eps * max(x.shape) * sigma[0]
         slopes = self._of_values().subgradient(sigma * largest)
-        return ((u * torch.where(sigma > noise, slopes, 0.0)) @ vt).reshape(v.shape)
+        u = (u * torch.where(sigma > noise, slopes, 0.0)) @ vt
+        return torch.where(finite, u, torch.nan).reshape(v.shape)
 
     def _value(self, v):
         return self._of_values().value(torch.linalg.svdvals(matrix(v)))
@@ -78,8 +81,8 @@ class _Singular(Kappa):
     def _project(self, z):
         u, sigma, vt = _svd(matrix(z))
         bounded = self._of_values().project(sigma, 1.0)
-        # The difference, so that what is inside comes back to the bit.
-        return z - ((u * (sigma - bounded)) @ vt).reshape(z.shape)
+        near = ((u * bounded) @ vt).reshape(z.shape)
+        return torch.where((sigma == bounded).all(), z, near)
 
 
 def _svd(x):
