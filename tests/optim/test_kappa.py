@@ -556,7 +556,7 @@ def test_parameters_cannot_change():
 
 def test_lyapunov_by_hand():
     # eta = 0.4 / (1 - 0.4 * 0.5) = 0.5; weight = 0.5 * 0.9 / (0.5 * 0.5 * 0.1 + 0.01)
-    x, m = torch.tensor([1.0, -2.0]).double(), torch.tensor([0.3, 0.1]).double()
+    x, m = torch.tensor([[1.0, -2.0], [0.3, 0.1]], dtype=torch.float64)
     h = kappa.lyapunov(
         [x], [m], loss=torch.tensor(7.0), lr=0.4, betas=(0.9, 0.99), weight_decay=0.5, kappa="l1"
     )
