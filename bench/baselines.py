@@ -41,6 +41,25 @@ def _pytorch_optimizer_lars(params):
     return module.LARS(params, lr=1e-3, momentum=0.9, weight_decay=1e-4)
 
 
+def _timm_lion(params):
+    return timm_optimizer("lion", "Lion")(params, lr=1e-4, weight_decay=0.1)
+
+
+def _lion_pytorch(params):
+    module = importlib.import_module("lion_pytorch")
+    return module.Lion(params, lr=1e-4, weight_decay=0.1)
+
+
+def _lion_pytorch_foreach(params):
+    module = importlib.import_module("lion_pytorch.foreach")
+    return module.Lion(params, lr=1e-4, weight_decay=0.1)
+
+
+def _pytorch_optimizer_lion(params):
+    module = importlib.import_module("pytorch_optimizer")
+    return module.Lion(params, lr=1e-4, weight_decay=0.1)
+
+
 def _timm_adan(params):
     return timm_optimizer("adan", "Adan")(params, lr=1e-3, weight_decay=0.02)
 
@@ -69,6 +88,13 @@ BASELINES = {
     "lars": {
         "timm": _timm_lars,
         "pytorch_optimizer": _pytorch_optimizer_lars,
+        "torch SGD fused": _torch_sgd,
+    },
+    "lion": {
+        "timm": _timm_lion,
+        "lion-pytorch": _lion_pytorch,
+        "lion-pytorch foreach": _lion_pytorch_foreach,
+        "pytorch_optimizer": _pytorch_optimizer_lion,
         "torch SGD fused": _torch_sgd,
     },
     "adan": {

@@ -216,7 +216,7 @@ def run_all(chosen, settings, corpus, console):
     with Progress(*columns, console=console) as progress:
         bars = {
             name: progress.add_task(
-                f"{report.TITLES[name]:5}", total=settings.steps, loss="", start=False
+                f"{RECIPES[name].title:6}", total=settings.steps, loss="", start=False
             )
             for name in chosen
         }

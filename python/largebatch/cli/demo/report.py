@@ -10,10 +10,8 @@ from statistics import fmean, median
 from rich import box
 from rich.table import Table
 
-from .train import Run, Settings
+from .train import RECIPES, Run, Settings
 
-TITLES = {"lamb": "LAMB", "lars": "LARS", "adamw": "AdamW"}
-COLORS = {"lamb": "#0072b2", "lars": "#009e73", "adamw": "#d55e00"}  # Okabe and Ito
 LAST_STEPS = 10  # the training loss of the table is the mean over so many last batches
 MIB = 2**20
 
@@ -40,7 +38,7 @@ def table(runs: list[Run], settings: Settings) -> Table:
     ):
         result.add_column(header, justify="right", no_wrap=True)
     for run in runs:
-        result.add_row(TITLES[run.name], f"{run.lr:g}", *losses(run), *costs(run, settings))
+        result.add_row(RECIPES[run.name].title, f"{run.lr:g}", *losses(run), *costs(run, settings))
     return result
 
 
@@ -87,7 +85,8 @@ def figure(runs: list[Run], settings: Settings, path: Path) -> None:
     FigureCanvasAgg(chart)
     axes = chart.subplots()
     for run in runs:
-        color, title = COLORS[run.name], f"{TITLES[run.name]}, lr {run.lr:g}"
+        recipe = RECIPES[run.name]
+        color, title = recipe.color, f"{recipe.title}, lr {run.lr:g}"
         axes.plot(range(1, len(run.train) + 1), run.train, color=color, alpha=0.35, linewidth=1)
         steps, values = zip(*run.validation, strict=True) if run.validation else ((), ())
         axes.plot(steps, values, "o-", color=color, markersize=4, label=title)

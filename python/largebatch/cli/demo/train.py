@@ -23,12 +23,14 @@ NATS_PER_BIT = math.log(2)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the demo gives to one optimizer; how it was chosen is in docs/lamb.md."""
+    """What the demo gives to one optimizer; docs/lamb.md says how it was chosen."""
 
+    title: str
+    color: str  # of its curve: after Okabe and Ito, whom the colour-blind can tell apart
     lr: float
     build: Callable[[list[dict], float], torch.optim.Optimizer]
     weight_decay: float
-    clip: bool  # clip the global gradient norm to 1 before step(); LAMB does so in its own step
+    clip: bool  # clip the global gradient norm to 1 before step(); LAMB and Adan do so in their own
 
 
 def build_lars(groups: list[dict], lr: float) -> optim.LARS:
@@ -39,24 +41,61 @@ def build_lars(groups: list[dict], lr: float) -> optim.LARS:
 
 RECIPES = {
     "lamb": Recipe(
+        title="LAMB",
+        color="#0072b2",
         lr=0.028,
         build=lambda groups, lr: optim.LAMB(groups, lr=lr),
         weight_decay=0.01,
         clip=False,
     ),
     "lars": Recipe(
+        title="LARS",
+        color="#009e73",
         lr=3.0,
         build=build_lars,
         weight_decay=1e-4,
         clip=False,
     ),
+    "lion": Recipe(
+        title="Lion",
+        color="#cc79a7",
+        lr=1.2e-3,
+        build=lambda groups, lr: optim.Lion(groups, lr=lr, betas=(0.95, 0.98)),
+        weight_decay=0.1,
+        clip=False,
+    ),
+    "lion-k": Recipe(
+        title="Lion-K",
+        color="#e69f00",
+        lr=1.2e-3,
+        build=lambda groups, lr: optim.LionK(
+            groups, lr=lr, betas=(0.95, 0.98), kappa="group_lasso"
+        ),
+        weight_decay=0.1,
+        clip=False,
+    ),
+    "adan": Recipe(
+        title="Adan",
+        color="#56b4e9",
+        lr=0.02,
+        build=lambda groups, lr: optim.Adan(groups, lr=lr, max_grad_norm=1.0),
+        weight_decay=0.02,
+        clip=False,
+    ),
     "adamw": Recipe(
+        title="AdamW",
+        color="#d55e00",
         lr=0.0042,
         build=lambda groups, lr: torch.optim.AdamW(groups, lr=lr, fused=True),
         weight_decay=0.01,
         clip=True,
     ),
 }
+
+# A recipe is offered once its optimizer is in the package.
+for _name, _optimizer in (("lion", "Lion"), ("lion-k", "LionK"), ("adan", "Adan")):
+    if not hasattr(optim, _optimizer):
+        del RECIPES[_name]
 
 
 @dataclass(frozen=True)
