@@ -214,6 +214,12 @@ def test_int8_is_its_formula_bit_for_bit(name, stochastic):
     assert torch.equal(decoded.isnan(), nan) and same_bits(decoded[~nan], by_hand[~nan])
 
 
+def test_int8_rounds_at_the_middle_between_codes():
+    m = torch.randn(20 * 128, generator=torch.Generator().manual_seed(4))
+    codes, _ = rounding.encode_int8(m)
+    assert codes.tolist() == [c for block in m.split(128) for c in encoded_by_hand(block, None)[0]]
+
+
 @pytest.mark.parametrize("numel", [0, 1, 127, 128, 129, 255, 256, 257, 1000])
 def test_int8_blocks_are_independent(numel):
     m = torch.randn(numel) * torch.logspace(-30, 30, numel)

@@ -136,12 +136,11 @@ def round_bfloat16(x, bits=None):
     [1.0, 1.0078125]
     """
     pattern = x.float().view(torch.int32).to(torch.int64) & _WORD
-    magnitude = pattern & 0x7FFFFFFF
     if bits is None:
-        rounded = (pattern + 0x7FFF + (pattern >> 16 & 1)) >> 16
-    else:
-        rounded = torch.where(magnitude == 0x7F800000, pattern, pattern + bits) >> 16
-    rounded = torch.where(magnitude > 0x7F800000, pattern >> 16 | 0x40, rounded)
+        bits = 0x7FFF + (pattern >> 16 & 1)
+    rounded = (pattern + bits) >> 16  # infinity has nothing below the last place: no carry
+    is_nan = (pattern & 0x7FFFFFFF) > 0x7F800000
+    rounded = torch.where(is_nan, pattern >> 16 | 0x40, rounded)
     return rounded.to(torch.int16).view(torch.bfloat16)
 
 
