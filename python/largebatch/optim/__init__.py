@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizers for large batches, drop-in for those of ``torch.optim``."""
 
+from . import kappa
 from .adan import Adan
 from .groups import param_groups
 from .lamb import LAMB
 from .lars import LARS
 
-__all__ = ["LAMB", "LARS", "Adan", "param_groups"]
+__all__ = ["LAMB", "LARS", "Adan", "kappa", "param_groups"]

@@ -56,24 +56,6 @@ RECIPES = {
         weight_decay=1e-4,
         clip=False,
     ),
-    "lion": Recipe(
-        title="Lion",
-        color="#cc79a7",
-        lr=1.2e-3,
-        build=lambda groups, lr: optim.Lion(groups, lr=lr, betas=(0.95, 0.98)),
-        weight_decay=0.1,
-        clip=False,
-    ),
-    "lion-k": Recipe(
-        title="Lion-K",
-        color="#e69f00",
-        lr=1.2e-3,
-        build=lambda groups, lr: optim.LionK(
-            groups, lr=lr, betas=(0.95, 0.98), kappa="group_lasso"
-        ),
-        weight_decay=0.1,
-        clip=False,
-    ),
     "adan": Recipe(
         title="Adan",
         color="#56b4e9",
@@ -91,11 +73,6 @@ RECIPES = {
         clip=True,
     ),
 }
-
-# A recipe is offered once its optimizer is in the package.
-for _name, _optimizer in (("lion", "Lion"), ("lion-k", "LionK"), ("adan", "Adan")):
-    if not hasattr(optim, _optimizer):
-        del RECIPES[_name]
 
 
 @dataclass(frozen=True)
