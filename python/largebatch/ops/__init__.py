@@ -6,11 +6,13 @@ Every function takes lists of arrays of one device: torch tensors, or NumPy and 
 are shared and not copied.
 """
 
+from .agvm import half_dots
 from .lamb import lamb_apply, lamb_moments
 from .lars import lars_apply, lars_norms
 from .norm import multi_tensor_norm, multi_tensor_sq_sum
 
 __all__ = [
+    "half_dots",
     "lamb_apply",
     "lamb_moments",
     "lars_apply",

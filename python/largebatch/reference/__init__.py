@@ -7,6 +7,6 @@ dtype of the optimizer state: float64 tensors make it the oracle of the tests, f
 it the ``fused=False`` path of the optimizers. It is meant to be read next to the paper.
 """
 
-from . import lamb, lars, norm
+from . import agvm, lamb, lars, norm
 
-__all__ = ["lamb", "lars", "norm"]
+__all__ = ["agvm", "lamb", "lars", "norm"]
