@@ -142,9 +142,9 @@ class Adan(MultiTensorOptimizer):
         """Load the state, in its own dtypes; also that of other implementations.
 
         Those of the authors and of timm load as they are. pytorch_optimizer's `previous_grad` and
-        `weight_decouple` are renamed. optimi's averages,
-        which it keeps corrected for their start, are brought back; its `adam_wd` never reaches its
-        update, so neither does it here, and its Kahan compensation is dropped.
+        `weight_decouple` are renamed. optimi's averages, which it keeps corrected for their start,
+        are brought back; its `adam_wd` never reaches its update, so neither does it here, and its
+        Kahan compensation is dropped.
         See also ``largebatch.optim.LAMB.load_state_dict``.
 
         Raises

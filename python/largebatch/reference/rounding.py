@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Low-precision state, bit for bit: random bits, stochastic rounding to bf16, int8 blocks.
 
-Everything here is integer arithmetic or one float32 operation at a time, so the kernels, which
-follow it, give the same bits. Random bits are a pure function of (seed, tensor, step, element):
-nothing is stored, and a run that is resumed draws the numbers it would have drawn.
+Everything here is integer arithmetic or one float32 operation at a time, so a kernel that follows
+it gives the same bits. (None does yet.) Random bits are a pure function of (seed, tensor, step,
+element): nothing is stored, and a run that is resumed draws the numbers it would have drawn.
 """
 
 import torch

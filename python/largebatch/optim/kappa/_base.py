@@ -21,7 +21,7 @@ class Kappa:
     """
 
     name = ""  # in `get` and `as_dict`
-    kernel = None  # the name of K in the extension's table, None where torch ops do the step
+    kernel = None  # what a kernel of it is to be called; None where torch ops are to do the step
     even = True  # K(-v) = K(v)
     elementwise = False  # an element of the subgradient depends on that of v alone
 
