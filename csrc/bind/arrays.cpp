@@ -19,6 +19,7 @@ namespace {
 DType dtype_of_dlpack(dlpack::DataType dtype) {
   if (dtype.lanes != 1) return DType::other;
   if (dtype.code == dlpack::kBfloat && dtype.bits == 16) return DType::bfloat16;
+  if (dtype.code == dlpack::kInt && dtype.bits == 8) return DType::int8;
   if (dtype.code != dlpack::kFloat) return DType::other;
   switch (dtype.bits) {
     case 16:

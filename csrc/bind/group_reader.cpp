@@ -98,6 +98,16 @@ bool GroupReader::flag(const char* key) const {
   return truth == 1;
 }
 
+uint64_t GroupReader::whole(const char* key) const {
+  const py::object value = get(key);
+  if (PyLong_Check(value.ptr()) && !PyBool_Check(value.ptr())) {
+    const uint64_t number = PyLong_AsUnsignedLongLong(value.ptr());
+    if (PyErr_Occurred() == nullptr) return number;
+    PyErr_Clear();
+  }
+  fail(key, value, "an integer in [0, 2**64)");
+}
+
 int GroupReader::choice(const char* key, std::initializer_list<const char*> choices, int when_true,
                         int when_false) const {
   const py::object value = get(key);

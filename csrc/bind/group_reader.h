@@ -7,6 +7,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <initializer_list>
 #include <limits>
 #include <string>
@@ -32,6 +33,8 @@ class GroupReader {
   // None, an upper bound (where `single` allows it), or (lower, upper); none of them negative.
   std::pair<double, double> bounds(const char* key, bool single) const;
   bool flag(const char* key) const;
+  // An integer in [0, 2^64).
+  uint64_t whole(const char* key) const;
   // The position of a string among the choices. True and False stand for the choices `when_true`
   // and `when_false`, where those are not negative.
   int choice(const char* key, std::initializer_list<const char*> choices, int when_true = -1,

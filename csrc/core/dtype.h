@@ -18,6 +18,7 @@ enum class DType : uint8_t {
   float16,
   bfloat16,
   float64,
+  int8,  // codes of a quantised state
   other,  // a type that no kernel of the library takes: named in errors by its DLPack code
 };
 
@@ -33,6 +34,8 @@ constexpr const char* name(DType dtype) {
       return "bfloat16";
     case DType::float64:
       return "float64";
+    case DType::int8:
+      return "int8";
     case DType::other:
       break;
   }
@@ -41,6 +44,8 @@ constexpr const char* name(DType dtype) {
 
 constexpr int64_t size_of(DType dtype) {
   switch (dtype) {
+    case DType::int8:
+      return 1;
     case DType::float16:
     case DType::bfloat16:
       return 2;

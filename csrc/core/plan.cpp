@@ -15,13 +15,13 @@ namespace lb {
 
 namespace {
 
-bool same_dtypes(const Entry& a, const Entry& b) {
-  return a.grad_dtype == b.grad_dtype && std::memcmp(a.dtypes, b.dtypes, sizeof a.dtypes) == 0;
+bool same_kernel(const Entry& a, const Entry& b) {
+  return a.variant == b.variant && a.grad_dtype == b.grad_dtype && std::memcmp(a.dtypes, b.dtypes, sizeof a.dtypes) == 0;
 }
 
 bool same_but_for_gradient(const Entry& a, const Entry& b) {
-  return std::memcmp(a.data, b.data, sizeof a.data) == 0 && same_dtypes(a, b) && a.step == b.step &&
-         a.numel == b.numel && a.group == b.group;
+  return std::memcmp(a.data, b.data, sizeof a.data) == 0 && same_kernel(a, b) && a.step == b.step &&
+         a.numel == b.numel && a.group == b.group && a.id == b.id;
 }
 
 int64_t bytes_per_element(const Row& row) {
@@ -68,6 +68,7 @@ void Plan::build() {
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
     const Entry &x = entries_[size_t(a)], &y = entries_[size_t(b)];
+    if (x.variant != y.variant) return x.variant < y.variant;
     if (x.grad_dtype != y.grad_dtype) return x.grad_dtype < y.grad_dtype;
     return std::memcmp(x.dtypes, y.dtypes, sizeof x.dtypes) < 0;
   });
@@ -99,8 +100,10 @@ void Plan::build() {
     row.num_tiles = int32_t(tiles);
     row.index = index;
     row.group = entry.group;
+    row.variant = entry.variant;
+    row.id = entry.id;
 
-    if (before == nullptr || !same_dtypes(*before, entry)) {
+    if (before == nullptr || !same_kernel(*before, entry)) {
       segments_.push_back({int32_t(rows_.size()), 0, row.first_tile, 0});
     }
     segments_.back().num_rows += 1;

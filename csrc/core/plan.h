@@ -5,8 +5,8 @@
 //
 // A tensor is cut into tiles of kTile elements counted from its own first element, so that its
 // sums do not depend on its neighbours, on the grid or on the number of threads. Every kernel and
-// every CPU loop works on one tile. Rows are sorted by dtypes: each run of equal dtypes is a
-// segment, which is one launch of one template instantiation.
+// every CPU loop works on one tile. Rows are sorted by variant and dtypes: each run of equal
+// ones is a segment, which is one launch of one template instantiation.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,8 @@ struct Entry {
   float* step;    // [1], or null
   int64_t numel;  // may be 0: the tensor gets no tile
   int32_t group;  // index into the family's groups of hyper-parameters
+  int32_t variant;  // which of the family's kernels takes the tensor
+  uint64_t id;      // what keys its random bits
 };
 
 // One tensor as kernels see it.
@@ -40,6 +42,8 @@ struct Row {
   int32_t num_tiles;
   int32_t index;  // position in the caller's list
   int32_t group;
+  int32_t variant;
+  uint64_t id;
   DType dtypes[kMaxRoles];
   DType grad_dtype;
 
@@ -73,7 +77,7 @@ LB_HD Tile tile_at(const Table& table, int32_t tile) {
   return {row, start, rest < kTile ? rest : kTile};
 }
 
-struct Segment {  // rows of equal dtypes
+struct Segment {  // rows of equal dtypes and variant
   int32_t first_row, num_rows;
   int32_t first_tile, num_tiles;
 };

@@ -26,6 +26,8 @@ struct Control {
   double grad_norm;   // global norm of the unscaled gradients; 0 when none was taken
   int32_t skip;       // 1: the step changes nothing
   int32_t nonfinite;  // tensors whose sums of squares are not finite
+  int32_t arrived;    // blocks that are done; 0 between steps, as is
+  int32_t counting;   // what they have counted so far
 };
 
 // Scalars that a step reads where the tensors are. Each may be null.
@@ -82,6 +84,8 @@ class Session {
       laid_out_ = valid_ = false;  // should there be no memory now, the next step begins here again
       const int64_t bytes = lay_out(nullptr, groups.size());
       lay_out(static_cast<char*>(means.allocate(bytes)), groups.size());
+      const Control zero{};
+      means.upload(workspace_.control, &zero, int64_t(sizeof zero));
       means.upload(workspace_.rows, plan_.rows().data(), bytes_of(plan_.rows()));
       means.upload(workspace_.tile_row, plan_.tile_row().data(), bytes_of(plan_.tile_row()));
       laid_out_ = true;

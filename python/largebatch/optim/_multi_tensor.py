@@ -61,6 +61,7 @@ class MultiTensorOptimizer(Optimizer):
     _hyper = ()  # keys of a group that are arguments of the update
     _plan_type = None  # extension class that holds table and workspace
     _takes_grad_sq_sum = False
+    _sums_tensors = True  # the update of an element needs sums over its tensor: two phases
     _results = (lambda: None), (lambda: None)  # of the last step: grad_norm, nonfinite
 
     def __init__(self, params, defaults):
@@ -153,15 +154,36 @@ class MultiTensorOptimizer(Optimizer):
             inputs = self._scaler_inputs(device)
             if self._takes_grad_sq_sum:
                 inputs["grad_sq_sum"] = None if norm_sq is None else norm_sq.to(device)
-            first, second = self._phases(device, batch, fused, inputs)
-            sums = batch.shards.reduce(first())
-            second(sums)
-            nonfinite += (~torch.isfinite(sums).all(dim=1)).sum().to(first_device)
+            nonfinite += self._step_batch(device, batch, fused, inputs).to(first_device)
         norm = None
         if norm_sq is not None:
             scale = self._scaler_inputs(first_device)["grad_scale"]
             norm = norm_sq.sqrt() if scale is None else norm_sq.sqrt() / scale.double()
         self._results = (lambda: norm), (lambda: nonfinite)
+
+    def _step_batch(self, device, batch, fused, inputs):
+        """Update one device's tensors; return how many of its sums or elements are not finite."""
+        if self._sums_tensors:
+            first, second = self._phases(device, batch, fused, inputs)
+            sums = batch.shards.reduce(first())
+            second(sums)
+            return (~torch.isfinite(sums).all(dim=1)).sum()
+        if not fused:
+            return self._reference_step(batch, inputs)
+        plan = self._plan(device)
+        self._kernel(plan, batch, **inputs)
+        return plan.nonfinite
+
+    def _reference_step(self, batch, inputs):
+        """Do a step without sums by the pure-torch reference; return its count."""
+        count = 0
+        for index in sorted(set(batch.group_of)):
+            group = self.param_groups[index]
+            hyper = {name: group[name] for name in self._hyper}
+            rows, part = batch.part(index)
+            count = count + self._reference_part(part, rows, {**hyper, **inputs}).sum()
+        batch.write_copies()
+        return count
 
     def _phases(self, device, batch, fused, inputs):
         """Return first() -> sums and second(sums)."""
@@ -215,6 +237,10 @@ class MultiTensorOptimizer(Optimizer):
 
     def _reference_second(self, batch, sums, arguments):
         """Do the second."""
+        raise NotImplementedError
+
+    def _reference_part(self, batch, rows, arguments):
+        """Do a step without sums, of `rows` of the whole batch; return counts."""
         raise NotImplementedError
 
     def _clips(self):
@@ -314,7 +340,19 @@ class MultiTensorOptimizer(Optimizer):
             if name == "step" and name not in state:
                 state[name] = torch.zeros((), dtype=torch.float32, device=self._step_device(param))
             elif name not in state:
-                state[name] = _state_like(param).zero_()
+                state[name] = self._new_state(name, param, group)
+
+    def _new_state(self, name, param, group):
+        """Return what a state tensor is before the first step."""
+        return _state_like(param).zero_()
+
+    def _loaded_state(self, given, param, group):
+        """Return the state tensors of a parameter, in their dtypes, from those of a checkpoint."""
+        return {
+            name: _state_like(param).copy_(value)
+            for name, value in given.items()
+            if name != "step" and torch.is_tensor(value) and value.is_floating_point()
+        }
 
     def _step_device(self, param):
         on_device = self.defaults["capturable"] or self.defaults["fused"] is not False
@@ -351,9 +389,7 @@ class MultiTensorOptimizer(Optimizer):
                 if given is None:
                     continue
                 state = self.state[param]
-                for name, value in given.items():
-                    if name != "step" and torch.is_tensor(value) and value.is_floating_point():
-                        state[name] = _state_like(param).copy_(value)
+                state.update(self._loaded_state(given, param, group))
                 # State without a step (SGD's momentum_buffer) is that of some step after the first.
                 step = given.get("step", 1.0 if group_step is None else group_step)
                 state["step"] = torch.as_tensor(float(step), dtype=torch.float32).to(

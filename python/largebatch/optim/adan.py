@@ -87,6 +87,8 @@ class Adan(MultiTensorOptimizer):
 
     _plan_type = _C.AdanPlan
     _takes_grad_sq_sum = True
+    _sums_tensors = False
+    _takes_grad_sq_sum = True
     _hyper = (
         "lr", "betas", "eps", "weight_decay", "max_grad_norm", "no_prox", "maximize",
     )  # fmt: skip
@@ -174,42 +176,9 @@ class Adan(MultiTensorOptimizer):
             **inputs,
         )
 
-    def _step_in_phases(self, batches):
-        fused = self._fused(batches)
-        first_device = next(iter(batches))
-        norm_sq = None
-        if self._clips():
-            norm_sq = sum(
-                batch.shards.reduce(ops.multi_tensor_sq_sum(batch.grads)).sum().to(first_device)
-                for batch in batches.values()
-            )
-        nonfinite = torch.zeros((), dtype=torch.int32, device=first_device)
-        for device, batch in batches.items():
-            inputs = self._scaler_inputs(device)
-            inputs["grad_sq_sum"] = None if norm_sq is None else norm_sq.to(device)
-            if fused:
-                plan = self._plan(device)
-                self._kernel(plan, batch, **inputs)
-                nonfinite += plan.nonfinite.to(first_device)
-            else:
-                for index in sorted(set(batch.group_of)):
-                    group = self.param_groups[index]
-                    hyper = {name: group[name] for name in self._hyper}
-                    _, part = batch.part(index)
-                    count = reference.adan_step(
-                        part.weights,
-                        part.grads,
-                        *(part.state(name) for name in (*_STATES, "step")),
-                        **hyper,
-                        **inputs,
-                    )
-                    nonfinite += count.sum().to(first_device)
-                batch.write_copies()
-        norm = None
-        if norm_sq is not None:
-            scale = self._scaler_inputs(first_device)["grad_scale"]
-            norm = norm_sq.sqrt() if scale is None else norm_sq.sqrt() / scale.double()
-        self._results = (lambda: norm), (lambda: nonfinite)
+    def _reference_part(self, batch, rows, arguments):
+        states = (batch.state(name) for name in (*_STATES, "step"))
+        return reference.adan_step(batch.weights, batch.grads, *states, **arguments)
 
 
 # ---- Checkpoints of other implementations --------------------------------------------------------
