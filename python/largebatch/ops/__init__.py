@@ -9,6 +9,7 @@ are shared and not copied.
 from .adan import adan_step
 from .lamb import lamb_apply, lamb_moments
 from .lars import lars_apply, lars_norms
+from .lion import lion_step
 from .norm import multi_tensor_norm, multi_tensor_sq_sum
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "lamb_moments",
     "lars_apply",
     "lars_norms",
+    "lion_step",
     "multi_tensor_norm",
     "multi_tensor_sq_sum",
 ]
