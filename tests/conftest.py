@@ -9,8 +9,16 @@ import pytest
 import torch
 
 import largebatch
-from largebatch.optim import LAMB, LARS, Adan
-from tests.helpers import AdanOracle, LambOracle, LarsOracle, leaves, problem
+from largebatch.optim import LAMB, LARS, Adan, Lion, LionK
+from tests.helpers import (
+    AdanOracle,
+    LambOracle,
+    LarsOracle,
+    LionKOracle,
+    LionOracle,
+    leaves,
+    problem,
+)
 from tests.simt import build as simt
 
 # ---- Backends ------------------------------------------------------------------------------------
@@ -139,6 +147,30 @@ class Family:
 # What no optimizer takes for a learning rate.
 BAD_RATES = [dict(lr=-1e-3), dict(lr=float("nan")), dict(lr=torch.ones(2))]
 
+LION_OTHERS = dict(
+    lr=0.03,
+    betas=(0.5, 0.7),
+    weight_decay=5.0,
+    cautious=True,
+    maximize=True,
+)
+LION_BAD = [
+    *BAD_RATES,
+    dict(betas=(1.0, 0.9)),
+    dict(betas=(0.9, 1.0)),
+    dict(betas=(-0.1, 0.9)),
+    dict(betas=(0.9,)),
+    dict(weight_decay=-0.1),
+    dict(state_dtype="float16"),
+    dict(state_dtype=torch.int8),
+    dict(seed=-1),
+    dict(seed=2**64),
+    dict(seed=0.5),
+    dict(seed=True),
+]
+# A second beta that leaves the momentum of one step in few bits.
+LION_LEAN = dict(betas=(0.9, 0.5), state_dtype="bfloat16", stochastic_rounding=False)
+
 OPTIMIZERS = [
     Family(
         LAMB,
@@ -238,6 +270,27 @@ OPTIMIZERS = [
         independent=dict(max_grad_norm=None),
         lean={},
         limiting=dict(max_grad_norm=1.0),
+    ),
+    Family(
+        Lion,
+        LionOracle,
+        options=dict(lr=1e-3, weight_decay=0.1),
+        others=LION_OTHERS,
+        bad=LION_BAD,
+        learns=dict(lr=0.01),
+        independent={},
+        lean=LION_LEAN,
+        bounded=True,  # the sign of NaN is 0
+    ),
+    Family(
+        LionK,
+        LionKOracle,
+        options=dict(lr=1e-2, weight_decay=0.1, kappa={"name": "power", "p": 1.25}),
+        others=dict(**LION_OTHERS, kappa={"name": "huber", "e": 0.01}),
+        bad=[*LION_BAD, dict(kappa="l3"), dict(kappa={"e": 1.0})],
+        learns=dict(lr=0.02),
+        independent={},
+        lean=LION_LEAN,
     ),
 ]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from largebatch.reference import adan, lamb, lars, norm
+from largebatch.optim import kappa
+from largebatch.reference import adan, lamb, lars, lion, norm
 
 # The published defaults, written out: a test that read them from the optimizer could not find a
 # wrong one.
@@ -48,6 +49,16 @@ ADAN_DEFAULTS = dict(
     no_prox=False,
     maximize=False,
 )
+
+
+LION_DEFAULTS = dict(
+    lr=1e-4,
+    betas=(0.9, 0.99),
+    weight_decay=0.0,
+    cautious=False,
+    maximize=False,
+)
+LION_K_DEFAULTS = dict(**LION_DEFAULTS, kappa="l1")
 
 
 class LambOracle:
@@ -129,6 +140,35 @@ class LarsOracle(LambOracle):
                 buffers = [s.get("momentum_buffer") for s in state]
                 steps = [s["step"] for s in state]
                 lars.lars_step(params, grads, buffers, steps, **values, **scaler)
+
+
+class LionOracle(LambOracle):
+    """Likewise for Lion, but in the dtype of the arithmetic: rounding decides signs near 0.
+
+    What float64 would make of the same step is for tests/reference to say.
+    """
+
+    defaults = LION_DEFAULTS
+    buffers = ("exp_avg",)
+
+    def __init__(self, groups, dtype=None, **hyper):
+        tensors = groups if torch.is_tensor(groups[0]) else groups[0]["params"]
+        own = torch.promote_types(tensors[0].dtype, torch.float32)
+        super().__init__(groups, dtype or own, **hyper)
+
+    def update_all(self, groups, **scaler):
+        for params, grads, state, values in groups:
+            if grads:
+                hyper = {name: values[name] for name in self.defaults}
+                hyper["kappa"] = kappa.get(hyper.get("kappa", "l1"))
+                moments = ([s[name] for s in state] for name in ("exp_avg", "step"))
+                lion.lion_step(params, grads, *moments, **hyper, **scaler)
+
+
+class LionKOracle(LionOracle):
+    """Likewise for Lion-K."""
+
+    defaults = LION_K_DEFAULTS
 
 
 @dataclass

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimizer steps that exist as operations: a table that test_steps.py runs over."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -9,8 +10,8 @@ from types import ModuleType
 import torch
 
 from largebatch import ops
-from largebatch.optim import LAMB, LARS, Adan
-from largebatch.reference import adan, lamb, lars
+from largebatch.optim import LAMB, LARS, Adan, LionK, kappa
+from largebatch.reference import adan, lamb, lars, lion
 from tests.helpers import ADAN_DEFAULTS, LAMB_DEFAULTS, LARS_DEFAULTS, problem
 
 SHAPES = [(40, 30), (0,), (700,), (1,), (16385,)]
@@ -138,6 +139,14 @@ class LarsStep(Step):
         yield "lars_apply", (*lists.values(), sums, copies), self.flat()
 
 
+class LionStep(Step):
+    """Lion, in one phase; the kappa is JSON in the schema."""
+
+    def flat(self):
+        own = dict(kappa=json.dumps(self.hyper["kappa"].as_dict()), scales=[], tensor_ids=[])
+        return super().flat() | own
+
+
 LAMB_STEP = LambStep(
     "lamb_apply",
     LAMB,
@@ -190,4 +199,28 @@ ADAN_STEP = Step(
     limits=True,
     typical=dict(params=0.02, exp_avg_diffs=1e-3),
 )
-STEPS = [LAMB_STEP, LARS_STEP, ADAN_STEP]
+LION_STEP = LionStep(
+    "lion_step",
+    LionK,
+    lion,
+    hyper=dict(
+        lr=0.02,
+        betas=(0.9, 0.99),
+        weight_decay=0.1,
+        kappa=kappa.Huber(0.02),
+        stochastic_rounding=False,
+        seed=0,
+        maximize=False,
+    ),
+    variants={
+        "huber": {},
+        "l1": dict(kappa=kappa.L1(), lr=1e-3),
+        "truncated l1": dict(kappa=kappa.TruncatedL1(0.01), maximize=True),
+        "soft sign": dict(kappa=kappa.SoftSign(0.01), betas=(0.95, 0.98)),
+        "log cosh": dict(kappa=kappa.LogCosh(0.01), betas=(0.0, 0.5)),
+        "power": dict(kappa=kappa.Power(1.5), weight_decay=0.0),
+        "quadratic": dict(kappa=kappa.Quadratic(), stochastic_rounding=True, seed=3),
+    },
+    states=dict(exp_avgs=lambda p, _: 0.1 * p),
+)
+STEPS = [LAMB_STEP, LARS_STEP, ADAN_STEP, LION_STEP]

@@ -166,8 +166,8 @@ class TestConstructorAndGroups:
 
     def test_other_hyper_parameters_are_no_tensors(self, family):
         # They would have to be waited for.
-        with pytest.raises(ValueError, match="eps: got tensor"):
-            family.start(SHAPES, eps=torch.tensor(1e-6))
+        with pytest.raises(ValueError, match="weight_decay: got tensor"):
+            family.start(SHAPES, weight_decay=torch.tensor(1e-6))
 
     @pytest.mark.parametrize("as_tensor", [False, True])
     def test_schedulers_are_followed(self, family, as_tensor):

@@ -82,7 +82,7 @@ class TestState:
         saved = optimizer.state_dict()
         assert set(saved) == {"state", "param_groups"}
         assert set(saved["state"]) == {0, 1, 2}
-        plain = (bool, int, float, str, tuple, list, type(None), torch.Tensor)
+        plain = (bool, int, float, str, tuple, list, dict, type(None), torch.Tensor)
         for group in saved["param_groups"]:
             assert all(isinstance(value, plain) for value in group.values())
         assert all(torch.is_tensor(v) for s in saved["state"].values() for v in s.values())

@@ -7,5 +7,7 @@ from .adan import Adan
 from .groups import param_groups
 from .lamb import LAMB
 from .lars import LARS
+from .lion import Lion
+from .lion_k import LionK
 
-__all__ = ["LAMB", "LARS", "Adan", "kappa", "param_groups"]
+__all__ = ["LAMB", "LARS", "Adan", "Lion", "LionK", "kappa", "param_groups"]

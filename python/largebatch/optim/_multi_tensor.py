@@ -36,13 +36,20 @@ class Batch:
         states = self.states if rows is None else [self.states[row] for row in rows]
         return [_as_real(local(state[name])) for state in states]
 
-    def part(self, group):
-        """Return (rows, batch of them) of the tensors of a parameter group."""
-        rows = [row for row, of in enumerate(self.group_of) if of == group]
-        part = Batch(self.device)
-        for name in ("params", "weights", "grads", "states"):
+    def part(self, rows):
+        """Return the batch of some of the tensors."""
+        part = Batch(self.device, shards=self.shards.part(rows))
+        for name in ("params", "weights", "grads", "states", "group_of"):
             setattr(part, name, [getattr(self, name)[row] for row in rows])
-        return rows, part
+        copies = dict(zip(self.copy_rows, self.copies, strict=True))
+        part.copy_rows = [i for i, row in enumerate(rows) if row in copies]
+        part.copies = [copies[rows[i]] for i in part.copy_rows]
+        return part
+
+    def groups(self):
+        """Yield (parameter group, rows) of the tensors, in order."""
+        for index in sorted(set(self.group_of)):
+            yield index, [row for row, of in enumerate(self.group_of) if of == index]
 
     def write_copies(self):
         """Round masters into their 16-bit parameters, as the kernels do in passing."""
@@ -162,7 +169,7 @@ class MultiTensorOptimizer(Optimizer):
         self._results = (lambda: norm), (lambda: nonfinite)
 
     def _step_batch(self, device, batch, fused, inputs):
-        """Update one device's tensors; return how many of its sums or elements are not finite."""
+        """Update one device's tensors; return how many of their sums or elements are not finite."""
         if self._sums_tensors:
             first, second = self._phases(device, batch, fused, inputs)
             sums = batch.shards.reduce(first())
@@ -177,11 +184,10 @@ class MultiTensorOptimizer(Optimizer):
     def _reference_step(self, batch, inputs):
         """Do a step without sums by the pure-torch reference; return its count."""
         count = 0
-        for index in sorted(set(batch.group_of)):
+        for index, rows in batch.groups():
             group = self.param_groups[index]
             hyper = {name: group[name] for name in self._hyper}
-            rows, part = batch.part(index)
-            count = count + self._reference_part(part, rows, {**hyper, **inputs}).sum()
+            count = count + self._reference_part(batch.part(rows), {**hyper, **inputs}).sum()
         batch.write_copies()
         return count
 
@@ -203,10 +209,10 @@ class MultiTensorOptimizer(Optimizer):
 
     def _reference_phases(self, batch, inputs):
         parts = []
-        for index in sorted(set(batch.group_of)):
+        for index, rows in batch.groups():
             group = self.param_groups[index]
             hyper = {name: group[name] for name in self._hyper}
-            parts.append((*batch.part(index), {**hyper, **inputs}))
+            parts.append((rows, batch.part(rows), {**hyper, **inputs}))
 
         def first():
             sums = torch.zeros(len(batch.params), 2, dtype=torch.float64, device=batch.device)
@@ -239,8 +245,8 @@ class MultiTensorOptimizer(Optimizer):
         """Do the second."""
         raise NotImplementedError
 
-    def _reference_part(self, batch, rows, arguments):
-        """Do a step without sums, of `rows` of the whole batch; return counts."""
+    def _reference_part(self, batch, arguments):
+        """Do a step without sums on the tensors of one group; return counts."""
         raise NotImplementedError
 
     def _clips(self):
@@ -340,19 +346,7 @@ class MultiTensorOptimizer(Optimizer):
             if name == "step" and name not in state:
                 state[name] = torch.zeros((), dtype=torch.float32, device=self._step_device(param))
             elif name not in state:
-                state[name] = self._new_state(name, param, group)
-
-    def _new_state(self, name, param, group):
-        """Return what a state tensor is before the first step."""
-        return _state_like(param).zero_()
-
-    def _loaded_state(self, given, param, group):
-        """Return the state tensors of a parameter, in their dtypes, from those of a checkpoint."""
-        return {
-            name: _state_like(param).copy_(value)
-            for name, value in given.items()
-            if name != "step" and torch.is_tensor(value) and value.is_floating_point()
-        }
+                state[name] = _state_like(param).zero_()
 
     def _step_device(self, param):
         on_device = self.defaults["capturable"] or self.defaults["fused"] is not False
@@ -389,7 +383,7 @@ class MultiTensorOptimizer(Optimizer):
                 if given is None:
                     continue
                 state = self.state[param]
-                state.update(self._loaded_state(given, param, group))
+                self._load_tensors(state, given, param, group)
                 # State without a step (SGD's momentum_buffer) is that of some step after the first.
                 step = given.get("step", 1.0 if group_step is None else group_step)
                 state["step"] = torch.as_tensor(float(step), dtype=torch.float32).to(
@@ -398,6 +392,12 @@ class MultiTensorOptimizer(Optimizer):
                 self._init_state(state, param, group)
                 if "master_param" in state:
                     param.copy_(state["master_param"])
+
+    def _load_tensors(self, state, given, param, group):
+        """Put the tensors of a checkpoint into the state of a parameter, in the dtypes of here."""
+        for name, value in given.items():
+            if name != "step" and torch.is_tensor(value) and value.is_floating_point():
+                state[name] = _state_like(param).copy_(value)
 
 
 def _state_like(param):

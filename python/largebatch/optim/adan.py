@@ -4,7 +4,7 @@
 
 import torch
 
-from .. import _C, ops
+from .. import _C
 from ..reference import adan as reference
 from ..reference.norm import clipping
 from ._multi_tensor import MultiTensorOptimizer
@@ -88,7 +88,6 @@ class Adan(MultiTensorOptimizer):
     _plan_type = _C.AdanPlan
     _takes_grad_sq_sum = True
     _sums_tensors = False
-    _takes_grad_sq_sum = True
     _hyper = (
         "lr", "betas", "eps", "weight_decay", "max_grad_norm", "no_prox", "maximize",
     )  # fmt: skip
@@ -176,7 +175,7 @@ class Adan(MultiTensorOptimizer):
             **inputs,
         )
 
-    def _reference_part(self, batch, rows, arguments):
+    def _reference_part(self, batch, arguments):
         states = (batch.state(name) for name in (*_STATES, "step"))
         return reference.adan_step(batch.weights, batch.grads, *states, **arguments)
 

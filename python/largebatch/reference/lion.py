@@ -76,6 +76,7 @@ def lion_step(
     tensor_ids=(),
     grad_scale=None,
     found_inf=None,
+    reduce=None,
 ):
     r"""Do one step of Lion-K on a list of tensors, in place.
 
@@ -124,6 +125,9 @@ def lion_step(
         One element: `grads` are this many times the true gradients.
     found_inf : Tensor or None
         One element. If non-zero nothing at all is written.
+    reduce : callable or None
+        With `cautious`, where the tensors are parts of larger ones: adds up ``[2]`` float64 over
+        the ranks that hold the others. Called once a tensor.
 
     Returns
     -------
@@ -169,7 +173,7 @@ def lion_step(
         c = blend(m_old, g_true, betas[0])
         u = kappa.subgradient(c) if getattr(kappa, "even", True) else -kappa.subgradient(-c)
         if cautious:
-            u = cautious_update(u, g_true)
+            u = cautious_update(u, g_true, reduce)
         eta = lr.to(p.device).double() if torch.is_tensor(lr) else lr
         w = p.to(dtype) * _rounded(1 - eta * weight_decay, dtype) - _rounded(eta, dtype) * u
         broken.append((~torch.isfinite(c)).sum())
@@ -192,8 +196,10 @@ def blend(m, g, beta):
     return beta * m + (1 - beta) * g
 
 
-def cautious_update(u, g):
+def cautious_update(u, g, reduce=None):
     """Return `u` where it agrees in sign with `g`, scaled up by the share of those; else 0.
+
+    `reduce` adds up their number and that of all elements over the parts of a tensor.
 
     Examples
     --------
@@ -201,7 +207,10 @@ def cautious_update(u, g):
     tensor([ 2.,  0., -2.,  0.])
     """
     agrees = u * g > 0
-    share = agrees.sum().double() / max(u.numel(), 1)
+    agreeing = agrees.sum().double()
+    counts = torch.stack([agreeing, torch.full_like(agreeing, u.numel())])
+    agreeing, total = counts if reduce is None else reduce(counts)
+    share = agreeing / total.clamp(min=1)
     return torch.where(agrees, u * (1 / share.clamp(min=1e-3)).to(u.dtype), 0.0)
 
 

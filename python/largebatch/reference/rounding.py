@@ -88,7 +88,7 @@ def random_bits(numel, step, *, seed, tensor_id, device=None):
     """
     quad = torch.arange((numel + 3) // 4, device=device)
     step = torch.as_tensor(step, device=device).to(torch.int64) & _WORD
-    counter = quad & _WORD, quad >> 32, step, torch.tensor(tensor_id & _WORD, device=device)
+    counter = quad & _WORD, quad >> 32, step, tensor_id & _WORD
     key = seed & _WORD, (seed >> 32 ^ tensor_id >> 32) & _WORD
     words = torch.stack(philox(counter, key), dim=-1).reshape(-1)[:numel]
     return words & 0xFFFF, words >> 16

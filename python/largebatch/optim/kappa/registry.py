@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a name or plain data to the object."""
 
-from dataclasses import MISSING, fields
+import functools
+from dataclasses import MISSING, astuple, fields
 
 from . import elementwise, entropies, groups, norms, ordered, spectra
 
@@ -30,6 +31,8 @@ KINDS = {
         spectra.Spectral,
     )
 }
+
+_CLASSES = frozenset(KINDS.values())
 
 # What a bare name means where the constructor requires a parameter. Thresholds are relative: no
 # absolute one would suit all models.
@@ -87,6 +90,19 @@ def get(spec):
             "with subgradient(v). See largebatch.optim.kappa."
         )
     return spec
+
+
+def is_builtin(k):
+    """Tell whether an object is one of those here, and not of a class of the user's own."""
+    return type(k) in _CLASSES
+
+
+@functools.lru_cache(maxsize=256)
+def kernel_of(k):
+    """Return (name, parameter) as the kernel of Lion takes a built-in; None if it has none."""
+    if k.kernel is None or not k.elementwise:
+        return None
+    return k.kernel, next(iter(astuple(k)), 0.0)
 
 
 def _build(name, parameters):
