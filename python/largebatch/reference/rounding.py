@@ -3,7 +3,7 @@
 r"""Low-precision state, bit for bit: random bits, stochastic rounding to bf16, int8 blocks.
 
 Everything here is integer arithmetic or one float32 operation at a time, so a kernel that follows
-it gives the same bits. (None does yet.) Random bits are a pure function of (seed, tensor, step,
+it gives the same bits, as those of Lion do. Random bits are a pure function of (seed, tensor, step,
 element): nothing is stored, and a run that is resumed draws the numbers it would have drawn.
 """
 

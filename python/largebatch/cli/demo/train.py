@@ -56,6 +56,24 @@ RECIPES = {
         weight_decay=1e-4,
         clip=False,
     ),
+    "lion": Recipe(
+        title="Lion",
+        color="#cc79a7",
+        lr=1.2e-3,
+        build=lambda groups, lr: optim.Lion(groups, lr=lr, betas=(0.95, 0.98)),
+        weight_decay=0.1,
+        clip=False,
+    ),
+    "lion-k": Recipe(
+        title="Lion-K",
+        color="#e69f00",
+        lr=1.2e-3,
+        build=lambda groups, lr: optim.LionK(
+            groups, lr=lr, betas=(0.95, 0.98), kappa="group_lasso"
+        ),
+        weight_decay=0.1,
+        clip=False,
+    ),
     "adan": Recipe(
         title="Adan",
         color="#56b4e9",

@@ -13,7 +13,7 @@ confines them to the unit ball of its dual norm, times :math:`t = 1/\lambda`.
 
 Each K is a small object: ``subgradient(v)``, ``value(v)``, ``conjugate(z)``, ``project(x,
 weight_decay)`` and ``distance(x, weight_decay)``; see :class:`Kappa`. `get` makes one from a name
-or a dict, ``as_dict()`` goes back.
+or a dict, ``as_dict()`` goes back. docs/lion-k.md has the table.
 """
 
 from ._base import Kappa
