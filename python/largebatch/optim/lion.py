@@ -140,8 +140,8 @@ class Lion(MultiTensorOptimizer):
         Raises
         ------
         ValueError
-            For `corrected_weight_decay`, `adanorm`, `use_gc` and `fixed_decay`, which have no
-            counterpart here; for codes without their scales.
+            For `corrected_weight_decay`, `adanorm`, `use_gc`, `fixed_decay` and decay that is not
+            decoupled, which have no counterpart here; for codes without their scales.
         """
         super().load_state_dict(_converted(type(self).__name__, state_dict))
 
@@ -295,16 +295,26 @@ class Lion(MultiTensorOptimizer):
 # ---- Checkpoints of other implementations --------------------------------------------------------
 
 
+# Settings of timm and pytorch_optimizer, and which of their values means something else.
+_FOREIGN = {
+    "corrected_weight_decay": True,
+    "adanorm": True,
+    "use_gc": True,
+    "fixed_decay": True,
+    "weight_decouple": False,
+}
+
+
 def _converted(op, state_dict):
     """Return the state of another implementation as this one's; our own as it is."""
     groups = []
     for group in state_dict["param_groups"]:
         group = dict(group)
-        for name in ("corrected_weight_decay", "adanorm", "use_gc", "fixed_decay"):
-            if group.get(name):  # of timm and pytorch_optimizer
+        for name, foreign in _FOREIGN.items():
+            if name in group and bool(group[name]) == foreign:
                 raise ValueError(
-                    f"{op}: the checkpoint has {name}=True, which there is not here. Set it to "
-                    "False in its param_groups to go on without."
+                    f"{op}: the checkpoint has {name}={foreign}, which there is not here. Set it "
+                    f"to {not foreign} in its param_groups to go on without."
                 )
         if "caution" in group:  # timm
             group["cautious"] = group.pop("caution")

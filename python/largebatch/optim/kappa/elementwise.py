@@ -165,7 +165,8 @@ class SoftSign(_Threshold):
         a = v.abs()
         high, low = torch.maximum(a, e), torch.minimum(a, e)
         r = low / high
-        return torch.where(v == 0, 0.0, (v / high) / (1 + r * r).sqrt())
+        root = (1 + r * r).double().sqrt().to(v.dtype)  # torch's float32 one is not always nearest
+        return torch.where(v == 0, 0.0, (v / high) / root)
 
     def _value(self, v):
         # v^2 / (sqrt(v^2 + e^2) + e), the same number without its cancellation
