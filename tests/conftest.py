@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backends, the optimizers and the tolerances that all tests share."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,13 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture
 def backend(request, monkeypatch):
     """Run the test on every backend; skip, with the reason, those this machine cannot run."""
-    name = request.param
+    with on_backend(request.param, monkeypatch) as chosen:
+        yield chosen
+
+
+@contextmanager
+def on_backend(name, monkeypatch):
+    """Let the package run on a backend, or skip the test with the reason."""
     if name == "cuda":
         if not (largebatch._C.cuda_available() and torch.cuda.is_available()):
             pytest.skip(f"no CUDA backend: {largebatch.build_info()}")

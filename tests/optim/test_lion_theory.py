@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Lion-K's theory promises of weights, checked on whole trainings.
 
-Chen, Liu, Liang, Liu 2024, arXiv 2310.05898. First by the float64 reference.
+Chen, Liu, Liang, Liu 2024, arXiv 2310.05898. By the reference, and by the optimizer on every
+backend.
 """
 
 import itertools
@@ -11,8 +12,10 @@ import math
 import pytest
 import torch
 
-from largebatch.optim import kappa
+from largebatch.optim import LionK, kappa
+from largebatch.optim.kappa.registry import kernel_of
 from largebatch.reference import lion
+from tests.conftest import BACKENDS, on_backend
 
 INF = math.inf
 SHAPE = (6, 8)
@@ -21,22 +24,61 @@ SHAPE = (6, 8)
 class Reference:
     """The oracle with one weight tensor, as an optimizer that is given its gradients."""
 
-    dtype = torch.float64
-
-    def __init__(self, x, **hyper):
+    def __init__(self, x, dtype=torch.float64, momentum=None, **hyper):
         self.hyper = hyper
-        self.x = x.to(self.dtype, copy=True)
-        self.m = torch.zeros_like(self.x)
+        self.x = x.to(dtype, copy=True)
+        self.m = torch.zeros_like(self.x) if momentum is None else momentum.to(self.x)
         self.t = torch.zeros(())
 
     def step(self, gradient, lr):
         lion.lion_step([self.x], [gradient], [self.m], [self.t], lr=lr, **self.hyper)
 
 
+class Optimizer:
+    """The same of LionK; x and m are copies on the CPU."""
+
+    def __init__(self, x, dtype=torch.float64, momentum=None, device="cpu", **hyper):
+        self.param = torch.nn.Parameter(x.to(device, dtype, copy=True))
+        self.optimizer = LionK([self.param], **hyper)
+        m = torch.zeros_like(self.param) if momentum is None else momentum.to(self.param)
+        step = torch.zeros((), device=device)
+        self.optimizer.state[self.param] = {"step": step, "exp_avg": m.detach()}
+
+    def step(self, gradient, lr):
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.param.grad = gradient.to(self.param)
+        self.optimizer.step()
+
+    @property
+    def x(self):
+        return self.param.detach().cpu().clone()
+
+    @property
+    def m(self):
+        return self.optimizer.state[self.param]["exp_avg"].cpu().clone()
+
+
+def pytest_generate_tests(metafunc):
+    if "make" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("backend") or BACKENDS
+        metafunc.parametrize("make", ["reference", *chosen], indirect=True)
+
+
 @pytest.fixture
-def make():
+def make(request, monkeypatch):
     """Return what makes a training: ``make(x, betas=, weight_decay=, kappa=)``."""
-    return Reference
+    if request.param == "reference":
+        yield Reference
+        return
+    with on_backend(request.param, monkeypatch) as backend:
+        chosen = request.config.getoption("backend") or BACKENDS
+
+        def training(x, *given, kappa, **hyper):
+            if kernel_of(kappa) is None and backend.name not in (chosen[0], "cuda"):
+                pytest.skip(f"torch operations step it, the same as on {chosen[0]}")
+            return Optimizer(x, *given, kappa=kappa, device=backend.device, **hyper)
+
+        yield training
 
 
 def gaussian(*shape, seed=0):
@@ -85,15 +127,16 @@ def any_gradients(steps):
             yield g
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", BOUNDED)
-def test_weights_come_to_the_feasible_set_and_stay(make, name):
+def test_weights_come_to_the_feasible_set_and_stay(make, name, dtype):
     # x_new is a convex combination of x and a feasible point: its distance shrinks by 1 - lr decay.
     k, weight_decay = BOUNDED[name], 0.5
     far = 50 * gaussian(*SHAPE, seed=1000) + 30
     inside = k.project(far, 1.25 * weight_decay)
     for x in (far, inside):
-        training = make(x, betas=(0.9, 0.99), weight_decay=weight_decay, kappa=k)
-        ulp = torch.finfo(training.dtype).eps * training.x.double().norm()
+        training = make(x, dtype, betas=(0.9, 0.99), weight_decay=weight_decay, kappa=k)
+        ulp = torch.finfo(dtype).eps * training.x.double().norm()
         start = k.distance(training.x, weight_decay)
         bound = start
         for i, g in enumerate(any_gradients(60)):
@@ -132,8 +175,8 @@ def excess(make, k, betas, eta, seed):
     weight_decay = 0.7
     lr = eta / (1 + eta * weight_decay)
     start = k.project(gaussian(*SHAPE, seed=seed + 2), weight_decay)
-    training = make(start, betas=betas, weight_decay=weight_decay, kappa=k)
-    training.m.copy_(0.3 * gaussian(*SHAPE, seed=seed + 3))
+    momentum = 0.3 * gaussian(*SHAPE, seed=seed + 3)
+    training = make(start, momentum=momentum, betas=betas, weight_decay=weight_decay, kappa=k)
     hyper = dict(lr=lr, betas=betas, weight_decay=weight_decay, kappa=k)
     worst, before, previous = -INF, None, None
     for _ in range(60):

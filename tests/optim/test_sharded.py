@@ -15,8 +15,10 @@ import pytest
 import torch
 
 import largebatch
+from largebatch.optim import kappa
+from largebatch.reference import lion
 from tests.conftest import assert_close, assert_holds
-from tests.helpers import AdanOracle, LambOracle, LarsOracle, problem, same_bits
+from tests.helpers import AdanOracle, LambOracle, LarsOracle, LionKOracle, problem, same_bits
 from tests.optim import sharded_worker as worker
 
 # Sizes that single elements of averages of the gradient are held against: they may cancel.
@@ -71,6 +73,7 @@ SPLIT = {
     "split LAMB": (LambOracle, worker.LAMB_OPTIONS),
     "split LARS": (LarsOracle, worker.LARS_OPTIONS),
     "split Adan": (AdanOracle, worker.ADAN_OPTIONS),
+    "split Lion": (LionKOracle, worker.LION_OPTIONS),
 }
 
 
@@ -127,3 +130,56 @@ def test_gradient_norm_counts_shards_once_and_replicas_once(results, limiting):
     for path in ("fused", "pure torch"):
         norm = results[0][f"{limiting} {path}"]["grad_norm"]
         assert norm.item() == pytest.approx(expected, rel=1e-6)
+
+
+# ---- Lion ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", worker.LION_K)
+def test_functions_of_whole_tensors_and_of_groups(results, name):
+    shapes = worker.HEADS if "heads" in name else worker.GRID_SHAPES
+    options = worker.LION_OPTIONS | worker.LION_K[name]
+    oracle = solved(LionKOracle, shapes, options)
+    first, second = (result[f"LionK {name}"] for result in results)
+    assert_close(first, oracle.params, scale=0.05)
+    assert same_bits(first, second)
+
+
+def blocks(t):
+    return -(-t.numel() // 128)
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+def test_parts_in_few_bits_are_steps_of_the_oracle_on_the_part(results, state_dtype):
+    # Random bits differ by shard and are equal on replicas; blocks of 128 begin with the shard.
+    data = problem(worker.LOW_SHAPES, worker.STEPS)
+    for rank, result in enumerate(results):
+        ours, resumed = result[f"Lion in {state_dtype}"]
+        assert same_bits(ours, resumed)
+        for i, (p, m, *scale) in enumerate(ours):
+            split = i < len(ours) - 1
+            part = (lambda t: t.chunk(worker.WORLD)[rank]) if split else (lambda t: t)  # noqa: B023
+            weights = part(data.params[i].bfloat16()).clone()
+            coded = state_dtype == "int8"
+            momentum = torch.zeros_like(weights, dtype=torch.int8 if coded else torch.bfloat16)
+            scales = torch.zeros(blocks(weights))
+            step = torch.zeros(())
+            for grads in data.grads:
+                lion.lion_step(
+                    [weights],
+                    [part(grads[i].bfloat16())],
+                    [momentum],
+                    [step],
+                    betas=(0.9, 0.99),
+                    kappa=kappa.L1(),
+                    scales=[scales],
+                    stochastic_rounding=True,
+                    tensor_ids=[i | (rank << 32 if split else 0)],
+                    **worker.LION_OPTIONS,
+                )
+            assert same_bits(p, weights)
+            assert same_bits(m, momentum)
+            assert len(scale) == coded
+            for s in scale:
+                assert same_bits(s[: blocks(weights)], scales)
+                assert not s[blocks(weights) :].any()
