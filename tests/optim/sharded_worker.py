@@ -173,7 +173,8 @@ def lion_k(name):
     return [p.full_tensor().detach() for p in params]
 
 
-LOW_SHAPES = [(640, 40), (70, 90), (4100,), (64, 64)]  # blocks of 128 end with a part, or do not
+# Blocks of 128 end with a part or do not, and the second rank may have fewer of them.
+LOW_SHAPES = [(640, 40), (7, 700), (4100,), (64, 64)]
 LOW_OPTIONS = dict(**LION_OPTIONS, master_weights=False)
 
 

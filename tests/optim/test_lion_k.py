@@ -165,9 +165,8 @@ def test_sixteen_bit_weights_have_a_master(backend, name, dtype):
 @pytest.mark.parametrize("name", ["huber", "group_lasso", "quadratic", "l_inf"])
 def test_momentum_in_eight_bits(backend, name):
     data = problem([(60, 70), (33,)], steps=4)
-    data.params = [p.clone() for p in data.params]
-    params, codes, steps = values(data.params), torch.zeros(60, 70, dtype=torch.int8), []
-    exp_avgs, scales = [codes, torch.zeros(33)], [torch.zeros(33), None]
+    params, scales = values(data.params), [torch.zeros(33), None]
+    exp_avgs = [torch.zeros(60, 70, dtype=torch.int8), torch.zeros(33)]
     steps = [torch.zeros(()) for _ in params]
     for grads in data.grads:
         lion.lion_step(params, grads, exp_avgs, steps, kappa=ALL[name], scales=scales,
@@ -182,7 +181,11 @@ def test_momentum_in_eight_bits(backend, name):
 
 def test_functions_side_by_side(backend):
     names = ["l2", "huber", "group_lasso", "l1", "power"]
+    half = [True, False, False, True, True]  # have a master
     data = problem([(60, 70)] * len(names), steps=3).to(backend.device)
+    dtypes = [torch.bfloat16 if h else torch.float32 for h in half]
+    data.params = [p.to(d) for p, d in zip(data.params, dtypes, strict=True)]
+    data.grads = [[g.to(d) for g, d in zip(gs, dtypes, strict=True)] for gs in data.grads]
     params = leaves(data.to().params)
     optimizer = LionK(
         [dict(params=[p], kappa=ALL[name]) for p, name in zip(params, names, strict=True)], **HYPER
@@ -190,8 +193,11 @@ def test_functions_side_by_side(backend):
     run(optimizer, params, data.grads)
     for i, name in enumerate(names):
         (alone,) = leaves([data.params[i].clone()])
-        run(LionK([alone], **HYPER, kappa=ALL[name]), [alone], [[gs[i]] for gs in data.grads])
+        other = LionK([alone], **HYPER, kappa=ALL[name])
+        run(other, [alone], [[gs[i]] for gs in data.grads])
         assert same_bits(params[i].detach(), alone.detach())
+        for entry, value in other.state[alone].items():
+            assert same_bits(optimizer.state[params[i]][entry], value)
     data.grads[0][0][0, :3] = torch.nan
     data.grads[0][3][0, :2] = torch.inf
     run(optimizer, params, data.grads[:1])
@@ -330,10 +336,6 @@ def test_an_object_of_the_users_own(backend, k, fused):
 # ---- Bad input -----------------------------------------------------------------------------------
 
 
-class Blank:
-    """Not a K."""
-
-
 BAD = {
     "unknown": ("l3", ValueError, "kappa: name got 'l3', expected one of l1,"),
     "no name": ({"e": 1.0}, ValueError, "kappa: name got None"),
@@ -341,7 +343,7 @@ BAD = {
     "a parameter too many": ({"name": "l2", "e": 1.0}, TypeError, "kappa: l2 got 'e'"),
     "a parameter missing": ("top_k", TypeError, "kappa: top_k needs k"),
     "class": (kappa.L1, TypeError, "kappa: got the class L1"),
-    "not a K": (Blank(), TypeError, "kappa: got Blank"),
+    "not a K": (object(), TypeError, "kappa: got object"),
     "number": (2.0, TypeError, "kappa: got float"),
 }
 
