@@ -18,7 +18,7 @@ enum class DType : uint8_t {
   float16,
   bfloat16,
   float64,
-  int8,  // codes of a quantised state
+  int8,   // codes of a quantised state
   other,  // a type that no kernel of the library takes: named in errors by its DLPack code
 };
 

@@ -16,7 +16,8 @@ namespace lb {
 namespace {
 
 bool same_kernel(const Entry& a, const Entry& b) {
-  return a.variant == b.variant && a.grad_dtype == b.grad_dtype && std::memcmp(a.dtypes, b.dtypes, sizeof a.dtypes) == 0;
+  return a.variant == b.variant && a.grad_dtype == b.grad_dtype &&
+         std::memcmp(a.dtypes, b.dtypes, sizeof a.dtypes) == 0;
 }
 
 bool same_but_for_gradient(const Entry& a, const Entry& b) {

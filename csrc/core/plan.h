@@ -24,10 +24,10 @@ struct Entry {
   void* data[kMaxRoles];    // [numel] each, or null when the role is absent
   DType dtypes[kMaxRoles];  // DType::none when the role is absent
   DType grad_dtype;
-  void* grad;     // [numel], read only
-  float* step;    // [1], or null
-  int64_t numel;  // may be 0: the tensor gets no tile
-  int32_t group;  // index into the family's groups of hyper-parameters
+  void* grad;       // [numel], read only
+  float* step;      // [1], or null
+  int64_t numel;    // may be 0: the tensor gets no tile
+  int32_t group;    // index into the family's groups of hyper-parameters
   int32_t variant;  // which of the family's kernels takes the tensor
   uint64_t id;      // what keys its random bits
 };

@@ -181,7 +181,7 @@ __device__ __forceinline__ void finish_step(const Workspace<LionGroup, LionNothi
   ws.control->grad_norm = 0;
   ws.control->skip = skip;
   ws.control->nonfinite = atomicExch(&ws.control->counting, 0);
-  ws.control->arrived = 0;
+  atomicExch(&ws.control->arrived, 0);  // theirs are atomic, so is this
 }
 
 template <class W, class G, LionVariant Variant>
