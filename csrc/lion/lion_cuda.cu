@@ -162,12 +162,16 @@ __device__ __forceinline__ int32_t general_tile(const Row& row, const G* g,
   return nonfinite;
 }
 
-// Ends a step in its last block.
+// Ends a step in its last block. `counted` by this block is in shared memory.
 __device__ __forceinline__ void finish_step(const Workspace<LionGroup, LionNothing>& ws, bool skip,
-                                            int32_t num_blocks) {
+                                            const int32_t& counted, int32_t num_blocks) {
   __shared__ bool last;
-  __syncthreads();  // what this block counted is in `counting`
+  __syncthreads();
   if (threadIdx.x == 0) {
+    // A number of elements does not depend on the order of additions.
+    if (counted > 0 && atomicAdd(&ws.control->counting, 0) < kLionMaxNonfinite) {
+      atomicAdd(&ws.control->counting, counted);
+    }
     __threadfence();
     last = atomicAdd(&ws.control->arrived, 1) == num_blocks - 1;
     __threadfence();
@@ -188,6 +192,8 @@ template <class W, class G, LionVariant Variant>
 __global__ void __launch_bounds__(kTileThreads)
     lion_step_kernel(Workspace<LionGroup, LionNothing> ws, StepInputs inputs, int32_t first_tile,
                      int32_t num_blocks) {
+  __shared__ int32_t counted;
+  if (threadIdx.x == 0) counted = 0;
   const bool skip = lion_skips(inputs);
   if (!skip && ws.num_tiles > 0) {
     __shared__ LionScalars scalars;  // by one thread: fp64 is slow on small GPUs
@@ -201,12 +207,9 @@ __global__ void __launch_bounds__(kTileThreads)
     const G* g = static_cast<const G*>(ws.grads[tile.row]);
     const int32_t nonfinite = Variant == kLionPlain ? plain_tile<W>(row, g, scalars, tile)
                                                     : general_tile<W>(row, g, scalars, tile);
-    // A number of elements does not depend on the order of additions.
-    if (nonfinite > 0 && atomicAdd(&ws.control->counting, 0) < kLionMaxNonfinite) {
-      atomicAdd(&ws.control->counting, nonfinite);
-    }
+    if (nonfinite > 0) atomicAdd(&counted, nonfinite);
   }
-  finish_step(ws, skip, num_blocks);
+  finish_step(ws, skip, counted, num_blocks);
 }
 
 }  // namespace

@@ -30,9 +30,11 @@ def barriers():
     return found
 
 
-def steps(family, dtype=torch.float32):
-    """Return all bits after two steps of an optimizer."""
+def steps(family, dtype=torch.float32, spoil=False):
+    """Return all bits after two steps of an optimizer; `spoil` has gradients that get counted."""
     data = problem(SHAPES, steps=2).to(dtype=dtype, grad_dtype=dtype)
+    if spoil:
+        data.grads = [[g.fill_(torch.nan) for g in grads] for grads in data.grads]
     params = leaves(data.params)
     optimizer = family.make(params)
     run(optimizer, params, data.grads)
@@ -53,6 +55,7 @@ def test_the_schedule_changes_no_bit(family, dtype, monkeypatch):
 def test_no_kernel_races(family, monkeypatch):
     use_simt(monkeypatch)
     under_each_seed(monkeypatch, steps, family, racecheck=True)
+    under_each_seed(monkeypatch, partial(steps, spoil=True), family, racecheck=True)
     under_each_seed(monkeypatch, norms, racecheck=True)
 
 
@@ -89,7 +92,8 @@ def test_each_barrier_is_missed(barrier, kernels, monkeypatch):
     found = []
     for seed in SEEDS:
         monkeypatch.setenv("LARGEBATCH_SIMT_SEED", str(seed))
-        for work in (norms, two_sums_in_one_kernel, *(partial(steps, f) for f in OPTIMIZERS)):
+        runs = (partial(steps, f, spoil=s) for f in OPTIMIZERS for s in (False, True))
+        for work in (norms, two_sums_in_one_kernel, *runs):
             try:
                 work()
             except RuntimeError as error:
