@@ -59,6 +59,24 @@ def test_low_precision_bits_are_those_of_the_reference(backend, state, stochasti
         assert not same_bits(before["params"], lists["params"])
 
 
+TYPES = [
+    *((torch.float32, grads) for grads in (torch.float32, torch.bfloat16, torch.float16)),
+    *((torch.bfloat16, grads) for grads in (torch.bfloat16, torch.float32)),
+    *((torch.float16, grads) for grads in (torch.float16, torch.float32)),
+    (torch.float64, torch.float64),
+]
+
+
+@pytest.mark.parametrize("name", ["l1", "quadratic"])
+@pytest.mark.parametrize(("weights", "grads"), TYPES, ids=str)
+def test_types_of_weights_and_gradients(backend, weights, grads, name):
+    lists = tensors(backend.device, SHAPES, dtype=weights, grad_dtype=grads)
+    k = kappa.get(name)
+    expected = by_reference(lists, **HYPER | dict(kappa=k))
+    ops.lion_step(**lists, **HYPER | dict(kappa=k))
+    assert_same(lists, expected)
+
+
 def test_tensors_are_told_apart_by_their_place_if_nothing_else_is_given(backend):
     hyper = HYPER | dict(stochastic_rounding=True)
     lists = low_precision(backend.device, torch.bfloat16)
