@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <pybind11/stl.h>
 
+#include <tuple>
+
 #include "bind/group_reader.h"
 #include "bind/step_plan.h"
 #include "lion/lion.h"
@@ -28,14 +30,26 @@ LionGroup read_group(const char* op, int index, const py::dict& dict) {
   return group;
 }
 
-// (name, parameter), or None where torch ops do the step.
-void read_kappa(const char* op, size_t index, const py::object& given, LionGroup& group) {
-  constexpr const char* kNames[] = {"l1",       "truncated_l1", "huber",    "soft_sign",
-                                    "log_cosh", "power",        "quadratic"};
+// What the extension knows of a kappa: (name, parameter, relative, axis, size, rms), or None where
+// torch ops do the step.
+struct Kappa {
+  bool relative;
+  int64_t axis;  // of its groups; -1: the whole tensor
+  int64_t size;  // so many slices along it are a group
+};
+
+Kappa read_kappa(const char* op, size_t index, const py::object& given, LionGroup& group) {
+  constexpr const char* kNames[] = {
+      "l1",    "truncated_l1", "huber",       "soft_sign",      "log_cosh",
+      "power", "quadratic",    "entropy",     "signed_entropy", "l2",
+      "lp",    "l_inf",        "group_lasso", "l2_inf",         "squared_l1"};
   group.kappa = kNoKernel;
-  if (given.is_none()) return;
-  const auto [name, parameter] = given.cast<std::pair<std::string, double>>();
+  if (given.is_none()) return {};
+  const auto [name, parameter, relative, axis, size, rms] =
+      given.cast<std::tuple<std::string, double, bool, int64_t, int64_t, bool>>();
   group.parameter = parameter;
+  group.relative = relative;
+  group.rms = rms;
   int32_t position = 0;
   for (const char* known : kNames) {
     if (name == known) group.kappa = LionKappa(position);
@@ -45,6 +59,31 @@ void read_kappa(const char* op, size_t index, const py::object& given, LionGroup
     throw ValueError(std::string(op) + ": kappas[" + std::to_string(index) + "]: got '" + name +
                      "', which has no kernel. Use fused=False.");
   }
+  return {relative, axis, size};
+}
+
+// How the groups of a tensor lie in its memory. A tensor that lacks the axis, or has less than two
+// dimensions, is one group.
+void cut_groups(const ArrayList& params, size_t i, const Kappa& kappa, Entry& entry) {
+  const TensorView& view = params[i];
+  entry.columns = entry.width = entry.numel;
+  if (kappa.axis < 0 || view.ndim < 2 || kappa.axis >= view.ndim || entry.numel == 0) return;
+  const int64_t length = view.shape[kappa.axis];
+  if (kappa.size < 1 || length % kappa.size != 0) {
+    throw ValueError(params.where(i) + " has shape " + describe_shape(view) +
+                     ", expected a multiple of the kappa's size " + std::to_string(kappa.size) +
+                     " along dimension " + std::to_string(kappa.axis) + ".");
+  }
+  if (length == kappa.size) return;
+  int64_t inner = 1;  // elements that neighbours along the axis are apart
+  for (int32_t d = 0; d < view.ndim; ++d) {
+    const bool inside = view.strides == nullptr
+                            ? d > kappa.axis
+                            : view.shape[d] > 1 && view.strides[d] < view.strides[kappa.axis];
+    if (inside) inner *= view.shape[d];
+  }
+  entry.columns = length * inner;
+  entry.width = kappa.size * inner;
 }
 
 void check_momentum(const ArrayList& exp_avgs, const ArrayList& params) {
@@ -95,6 +134,10 @@ void add_scales(std::vector<Entry>& entries, const ArrayList& scales, const Arra
 }
 
 int32_t variant_of(const Entry& entry, const LionGroup& group) {
+  if (lion_reduction(group.kappa, group.relative) != LionReduction::none) {
+    const Cut cut = make_cut(entry.numel, entry.columns, entry.width);
+    return lion_in_parts(group.kappa, cut) ? kLionParted : kLionGrouped;
+  }
   const DType weights = entry.dtypes[kLionWeights];
   const DType own = weights == DType::float64 ? DType::float64 : DType::float32;
   const bool rounds = group.stochastic && weights == DType::bfloat16;
@@ -123,7 +166,10 @@ void lion_step(LionPlan& plan, py::handle params_, py::handle grads_, py::handle
     throw ValueError(std::string(op) + ": got " + std::to_string(kappas.size()) + " kappas and " +
                      std::to_string(ids.size()) + " ids, expected one a group and one a param.");
   }
-  for (size_t g = 0; g < groups.size(); ++g) read_kappa(op, g, kappas[g], groups[g]);
+  std::vector<Kappa> cuts;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    cuts.push_back(read_kappa(op, g, kappas[g], groups[g]));
+  }
   if (params.empty()) return;
 
   // Checks.
@@ -143,6 +189,15 @@ void lion_step(LionPlan& plan, py::handle params_, py::handle grads_, py::handle
                        "fused=False.");
     }
     entries[i].id = ids[i];
+    if (lion_reduction(group.kappa, group.relative) != LionReduction::none) {
+      cut_groups(params, i, cuts[size_t(entries[i].group)], entries[i]);
+      if (entries[i].dtypes[kLionExpAvg] == DType::int8 && entries[i].width % kInt8Block != 0 &&
+          entries[i].width != entries[i].numel) {
+        throw ValueError(exp_avgs.where(i) +
+                         " has dtype int8, expected groups of whole blocks of 128 with it. Use "
+                         "fused=False, or another momentum.");
+      }
+    }
     entries[i].variant = variant_of(entries[i], group);
   }
   if (plan.changed(entries)) {

@@ -36,13 +36,17 @@ inline int threads_for(int64_t elements) {
 // over a wave finds its tiles in the cache of the same core.
 inline Span share(const Table& table, Span all, int index, int count) {
   if (count == 1 || all.begin == all.end) return index == 0 ? all : Span{all.end, all.end};
-  const auto element = [&](int64_t tile) {
-    const Tile t = tile_at(table, int32_t(tile));
-    return table.rows[t.row].first_element + t.start;
+  // Tiles of a tensor count as equally long: all but the last ones are.
+  const auto length = [&](int64_t tile) {
+    const Row& row = table.rows[table.tile_row[tile]];
+    return row.numel / row.num_tiles;
   };
-  const Tile last = tile_at(table, int32_t(all.end - 1));
+  const auto element = [&](int64_t tile) {
+    const Row& row = table.rows[table.tile_row[tile]];
+    return row.first_element + length(tile) * (tile - row.first_tile);
+  };
   const int64_t begin = element(all.begin);
-  const int64_t total = element(all.end - 1) + last.numel - begin;
+  const int64_t total = element(all.end - 1) + length(all.end - 1) - begin;
   const auto cut = [&](int k) {  // first tile that starts at or after k / count of the elements
     const int64_t at = begin + total / count * k;
     int64_t low = all.begin, high = all.end;

@@ -22,7 +22,8 @@ bool same_kernel(const Entry& a, const Entry& b) {
 
 bool same_but_for_gradient(const Entry& a, const Entry& b) {
   return std::memcmp(a.data, b.data, sizeof a.data) == 0 && same_kernel(a, b) && a.step == b.step &&
-         a.numel == b.numel && a.group == b.group && a.id == b.id;
+         a.numel == b.numel && a.group == b.group && a.id == b.id && a.columns == b.columns &&
+         a.width == b.width;
 }
 
 int64_t bytes_per_element(const Row& row) {
@@ -79,13 +80,15 @@ void Plan::build() {
   tile_row_.clear();
   segments_.clear();
   waves_.clear();
-  numel_ = 0;
+  numel_ = groups_ = parts_ = 0;
   const int64_t wave_limit = wave_bytes();
   int64_t wave = 0;  // bytes of the tensors in the last wave
   const Entry* before = nullptr;
   for (int32_t index : order) {
     const Entry& entry = entries_[size_t(index)];
-    const int64_t tiles = (entry.numel + kTile - 1) / kTile;
+    const Cut cut = entry.width == 0 ? make_cut(entry.numel, entry.numel, entry.numel)
+                                     : make_cut(entry.numel, entry.columns, entry.width);
+    const int64_t tiles = cut.num_tiles();
     const int64_t first_tile = int64_t(tile_row_.size());
     if (first_tile + tiles > std::numeric_limits<int32_t>::max()) {
       throw ValueError("plan: the tensors have more than 2^31 tiles of 16384 elements together");
@@ -103,6 +106,9 @@ void Plan::build() {
     row.group = entry.group;
     row.variant = entry.variant;
     row.id = entry.id;
+    row.cut = cut;
+    row.first_group = groups_;
+    row.first_part = parts_;
 
     if (before == nullptr || !same_kernel(*before, entry)) {
       segments_.push_back({int32_t(rows_.size()), 0, row.first_tile, 0});
@@ -123,6 +129,8 @@ void Plan::build() {
     rows_.push_back(row);
     grads_.push_back(entry.grad);
     numel_ += entry.numel;
+    groups_ += cut.groups;
+    parts_ += cut.groups * cut.parts;
   }
 }
 

@@ -6,18 +6,19 @@
 // A tensor is cut into tiles of kTile elements counted from its own first element, so that its
 // sums do not depend on its neighbours, on the grid or on the number of threads. Every kernel and
 // every CPU loop works on one tile. Rows are sorted by variant and dtypes: each run of equal
-// ones is a segment, which is one launch of one template instantiation.
+// ones is a segment, which is one launch of one template instantiation. A family whose
+// updates need sums over groups of elements has its tensors cut along those (core/cut.h).
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "core/cut.h"
 #include "core/dtype.h"
 
 namespace lb {
 
-constexpr int64_t kTile = 16384;  // elements; 64 KiB of fp32: a tile's arrays fit an L2 cache
-constexpr int kMaxRoles = 8;      // arrays a tensor may bring besides its gradient
+constexpr int kMaxRoles = 8;  // arrays a tensor may bring besides its gradient
 
 // One tensor as the caller gives it. What a role is (weights, first moment, ...) each family says.
 struct Entry {
@@ -30,6 +31,8 @@ struct Entry {
   int32_t group;    // index into the family's groups of hyper-parameters
   int32_t variant;  // which of the family's kernels takes the tensor
   uint64_t id;      // what keys its random bits
+  int64_t columns;  // how groups of its elements lie, see Cut; 0: it has none
+  int64_t width;
 };
 
 // One tensor as kernels see it.
@@ -44,6 +47,9 @@ struct Row {
   int32_t group;
   int32_t variant;
   uint64_t id;
+  Cut cut;
+  int64_t first_group;  // groups of all rows before this one
+  int64_t first_part;   // and parts of groups
   DType dtypes[kMaxRoles];
   DType grad_dtype;
 
@@ -63,7 +69,7 @@ struct Table {
   int32_t num_tiles;
 };
 
-// One tile: where it starts in its tensor, and how long it is.
+// One tile of a tensor without groups: where it starts, and how long it is.
 struct Tile {
   int32_t row;
   int64_t start;
@@ -101,6 +107,8 @@ class Plan {
   const std::vector<int32_t>& tile_row() const { return tile_row_; }
   const std::vector<Segment>& segments() const { return segments_; }
   int64_t numel() const { return numel_; }
+  int64_t groups() const { return groups_; }  // of all rows; one a row that has none
+  int64_t parts() const { return parts_; }    // of all groups; a tile each where there are none
 
   // Runs of whole tensors whose arrays fit a share of the last-level cache together, as tiles
   // [begin, end): the CPU finishes a wave before it begins the next. A tensor larger than that is
@@ -116,7 +124,7 @@ class Plan {
   std::vector<int32_t> tile_row_;
   std::vector<Segment> segments_;
   std::vector<Span> waves_;
-  int64_t numel_ = 0;
+  int64_t numel_ = 0, groups_ = 0, parts_ = 0;
 };
 
 }  // namespace lb

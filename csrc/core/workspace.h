@@ -54,8 +54,9 @@ struct Workspace {
   void** grads;       // [num_rows]
   Row* rows;          // [num_rows]
   int32_t* tile_row;  // [num_tiles]
-  double* partials;   // [num_tiles, 2] sums of a tile
-  double* sums;       // [num_rows, 2] sums of a tensor, in the caller's order
+  double* partials;   // [num_tiles, 2] sums of a tile; of a part of a group where there are any
+  double* sums;       // [num_rows, 2] sums of a tensor, in the caller's order; or of a group, in
+                      // that of the rows
   Scalars* scalars;   // [num_rows] what a tensor's update needs, derived from its group and step
   int32_t num_rows;
   int32_t num_tiles;
@@ -114,8 +115,8 @@ class Session {
     take(workspace_.grads, rows);
     take(workspace_.rows, rows);
     take(workspace_.tile_row, tiles);
-    take(workspace_.partials, 2 * tiles);
-    take(workspace_.sums, 2 * rows);
+    take(workspace_.partials, 2 * size_t(plan_.parts()));
+    take(workspace_.sums, 2 * size_t(plan_.groups()));
     take(workspace_.scalars, rows);
     workspace_.num_rows = int32_t(rows);
     workspace_.num_tiles = int32_t(tiles);

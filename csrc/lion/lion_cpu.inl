@@ -77,13 +77,39 @@ LB_HD void store_momentum(const Row& row, int64_t at, int n, const R* m, const u
   }
 }
 
-LB_HD void load_words(const RandomStream& random, int64_t at, int n, uint32_t* words) {
+// Returns the words of the elements from `at` on; `words` has room for kWords.
+constexpr int kWords = kChunk + 8;
+LB_HD const uint32_t* load_words(const RandomStream& random, int64_t at, int n, uint32_t* words) {
+  const int before = int(at % 4);  // of a group, tiles need not begin with a quad
 #pragma omp simd
-  for (int quad = 0; quad < (n + 3) / 4; ++quad) {
+  for (int quad = 0; quad < (before + n + 3) / 4; ++quad) {
     uint32_t four[4];
     random_words(random, at / 4 + quad, four);
     for (int k = 0; k < 4; ++k) words[4 * quad + k] = four[k];
   }
+  return words + before;
+}
+
+// p = p shrink - lr u; `words` is null when rounding is to nearest.
+template <class W, class R>
+LB_HD void store_weights(W* __restrict p, int n, const LionRule<R>& rule, const R* u,
+                         const uint32_t* words) {
+  if constexpr (std::is_same_v<W, BFloat16>) {
+    if (words != nullptr) {
+      for_lanes(n, [&](int64_t i, int) LB_INLINE {
+        p[i] = round_to_bfloat16(rule.weights(to_real(p[i]), u[i]), weight_bits(words[i]));
+      });
+      return;
+    }
+  }
+  for_lanes(
+      n, [&](int64_t i, int) LB_INLINE { p[i] = from_real<W>(rule.weights(to_real(p[i]), u[i])); });
+}
+
+LB_HD bool draws(const Row& row, const LionScalars& scalars) {
+  return scalars.stochastic &&
+         (row.dtypes[kLionWeights] == DType::bfloat16 ||
+          row.dtypes[kLionExpAvg] == DType::bfloat16 || row.dtypes[kLionExpAvg] == DType::int8);
 }
 
 template <class W, class G>
@@ -110,12 +136,10 @@ template <class W, class G>
 LB_HD int64_t general_tile(const Row& row, const G* grad, const LionScalars& scalars, Tile tile) {
   using R = real_t<W>;
   const LionRule<R> rule(scalars);
-  const bool random = scalars.stochastic && (row.dtypes[kLionWeights] == DType::bfloat16 ||
-                                             row.dtypes[kLionExpAvg] == DType::bfloat16 ||
-                                             row.dtypes[kLionExpAvg] == DType::int8);
+  const bool random = draws(row, scalars);
   R bad[kLanes] = {};
   R m[kChunk], u[kChunk];
-  uint32_t words[kChunk];
+  uint32_t words[kWords];
   for (int64_t first = 0; first < tile.numel; first += kChunk) {
     const int64_t at = tile.start + first;
     const int n = int(tile.numel - first < kChunk ? tile.numel - first : kChunk);
@@ -128,26 +152,231 @@ LB_HD int64_t general_tile(const Row& row, const G* grad, const LionScalars& sca
       bad[lane] += is_nonfinite(u[i]) ? R(1) : R(0);
     });
     visit_kappa<R>(scalars.kappa, scalars.parameter, [&](auto subgradient) LB_INLINE {
-      for_lanes(n, [&](int64_t i, int) LB_INLINE { u[i] = subgradient(u[i]); });
+      const R e = R(scalars.parameter);
+      for_lanes(n, [&](int64_t i, int) LB_INLINE { u[i] = subgradient(u[i], e); });
     });
-    if (random) load_words(scalars.random, at, n, words);
-    W* __restrict p = row.role<W>(kLionWeights) + at;
-    for_lanes(n, [&](int64_t i, int) LB_INLINE {
-      const R weight = rule.weights(to_real(p[i]), u[i]);
-      if constexpr (std::is_same_v<W, BFloat16>) {
-        p[i] = random ? round_to_bfloat16(weight, weight_bits(words[i])) : from_real<W>(weight);
-      } else {
-        p[i] = from_real<W>(weight);
-      }
-    });
-    store_momentum(row, at, n, m, random ? words : nullptr);
+    const uint32_t* bits = random ? load_words(scalars.random, at, n, words) : nullptr;
+    store_weights(row.role<W>(kLionWeights) + at, n, rule, u, bits);
+    store_momentum(row, at, n, m, bits);
   }
   int64_t nonfinite = 0;
   for (R count : bad) nonfinite += int64_t(count);
   return nonfinite;
 }
 
+// ---- Groups: c of a whole band of them, then their stats, then their weights
+// ---------------------
+
+// What is reduced and used at once: rows of `columns` neighbours of a tile, whole groups of it or
+// parts. c lies in a buffer of its own, a row after the other.
+struct Band {
+  int64_t start, stride;  // of its first element in the tensor; between its rows
+  int64_t rows, columns, width;
+  int64_t groups;
+};
+
+// c of a band; and the new momentum, if `store`. Returns how many are not finite.
+template <class R, class G>
+LB_HD int64_t directions(const Row& row, const G* grad, const LionScalars& scalars,
+                         const Band& band, bool store, R* c) {
+  const LionRule<R> rule(scalars);
+  const bool random = store && draws(row, scalars);
+  constexpr DType kOwn = dtype_of<R>::value;
+  R bad[kLanes] = {};
+  R m[kChunk];
+  uint32_t words[kWords];
+  for (int64_t r = 0; r < band.rows; ++r) {
+    for (int64_t first = 0; first < band.columns; first += kChunk) {
+      const int64_t rest = band.columns - first, at = band.start + r * band.stride + first;
+      const int n = int(rest < kChunk ? rest : kChunk);
+      const G* __restrict g = grad + at;
+      R* __restrict to = c + r * band.columns + first;
+      if (store && row.dtypes[kLionExpAvg] == kOwn) {
+        R* __restrict own = row.role<R>(kLionExpAvg) + at;
+        for_lanes(n, [&](int64_t i, int lane) LB_INLINE {
+          const R gradient = rule.gradient(R(to_real(g[i])));
+          to[i] = rule.direction(gradient, own[i]);
+          own[i] = rule.momentum(gradient, own[i]);
+          bad[lane] += is_nonfinite(to[i]) ? R(1) : R(0);
+        });
+        continue;
+      }
+      load_momentum(row, at, n, m);
+      for_lanes(n, [&](int64_t i, int lane) LB_INLINE {
+        const R gradient = rule.gradient(R(to_real(g[i])));
+        to[i] = rule.direction(gradient, m[i]);
+        m[i] = rule.momentum(gradient, m[i]);
+        bad[lane] += is_nonfinite(to[i]) ? R(1) : R(0);
+      });
+      if (!store) continue;
+      store_momentum(row, at, n, m, random ? load_words(scalars.random, at, n, words) : nullptr);
+    }
+  }
+  int64_t nonfinite = 0;
+  for (R count : bad) nonfinite += int64_t(count);
+  return nonfinite;
+}
+
+// Sum and maximum over group g of a band. Long runs go by lanes, short ones one by one.
+template <class R, class F>
+LB_HD double sum_over(const Band& band, int64_t g, const R* c, F term) {
+  const R* __restrict of_group = c + g * band.width;
+  if (band.width < kLanes) {
+    double sum = 0;
+    for (int64_t r = 0; r < band.rows; ++r) {
+      for (int64_t i = 0; i < band.width; ++i) sum += term(of_group[r * band.columns + i]);
+    }
+    return sum;
+  }
+  LaneSum sum;
+  for (int64_t r = 0; r < band.rows; ++r) {
+    for_lanes(band.width, [&](int64_t i, int lane) LB_INLINE {
+      sum.lanes[lane] += term(of_group[r * band.columns + i]);
+    });
+  }
+  return sum.total();
+}
+
+template <class R, class F>
+LB_HD double peak_over(const Band& band, int64_t g, const R* c, F height) {
+  double peak = -elementary::detail::kInfinity;
+  for (int64_t r = 0; r < band.rows; ++r) {
+    const R* of_group = c + r * band.columns + g * band.width;
+    for (int64_t i = 0; i < band.width; ++i) {
+      const double h = height(of_group[i]);
+      peak = h > peak ? h : peak;
+    }
+  }
+  return peak;
+}
+
+// stats[g * parts] = that of group g of the band.
+template <class R>
+LB_HD void reduce_band(const LionScalars& scalars, const Band& band, const R* c, int64_t parts,
+                       LionStat* stats) {
+  const LionReduction reduction = lion_reduction(scalars.kappa, scalars.relative);
+  if (reduction == LionReduction::sum) {
+    return visit_term<R>(scalars.kappa, [&](auto term) LB_INLINE {
+      for (int64_t g = 0; g < band.groups; ++g) {
+        stats[g * parts] = {sum_over(band, g, c, term), 0};
+      }
+    });
+  }
+  if (reduction == LionReduction::peak_and_sum) {
+    return visit_peak<R>(scalars.kappa, scalars.parameter, [&](auto height, auto term) LB_INLINE {
+      for (int64_t g = 0; g < band.groups; ++g) {
+        const double peak = peak_over(band, g, c, height);
+        const double sum = sum_over(band, g, c, [&](R x) LB_INLINE { return term(x, peak); });
+        stats[g * parts] = {peak, sum};
+      }
+    });
+  }
+  LionStat best = lion_nothing(reduction);  // the largest, which is of one group
+  for (int64_t i = 0; i < band.rows * band.columns; ++i) {
+    const int64_t r = i / band.columns;
+    const double index = double(band.start + r * band.stride + i - r * band.columns);
+    best = lion_merge(scalars.kappa, scalars.parameter, reduction, best,
+                      {detail::magnitude(double(c[i])), index});
+  }
+  stats[0] = best;
+}
+
+// c becomes u, and weights are updated by it.
+template <class W, class R>
+LB_HD void apply_band(const Row& row, const LionScalars& scalars, const Band& band,
+                      const LionStat* stats, R* c) {
+  const LionRule<R> rule(scalars);
+  visit_group_kappa<R>(scalars.kappa, scalars.parameter, [&](auto subgradient) LB_INLINE {
+    for (int64_t g = 0; g < band.groups; ++g) {
+      const LionStat stat = stats[g];
+      for (int64_t r = 0; r < band.rows; ++r) {
+        R* __restrict u = c + r * band.columns + g * band.width;
+        const int64_t at = band.start + r * band.stride + g * band.width;
+        for_lanes(band.width,
+                  [&](int64_t i, int) LB_INLINE { u[i] = subgradient(u[i], stat, at + i); });
+      }
+    }
+  });
+  const bool random = draws(row, scalars);
+  uint32_t words[kWords];
+  for (int64_t r = 0; r < band.rows; ++r) {
+    for (int64_t first = 0; first < band.columns; first += kChunk) {
+      const int64_t rest = band.columns - first, at = band.start + r * band.stride + first;
+      const int n = int(rest < kChunk ? rest : kChunk);
+      store_weights(row.role<W>(kLionWeights) + at, n, rule, c + r * band.columns + first,
+                    random ? load_words(scalars.random, at, n, words) : nullptr);
+    }
+  }
+}
+
+template <class W, class G>
+LB_HD int64_t group_tile(const Row& row, const G* grad, const LionScalars& scalars,
+                         const LionGroup& group, const Block& block, double* sums) {
+  using R = real_t<W>;
+  constexpr int64_t kBand = 2048;  // elements whose c is in the first-level cache
+  R c[kTile];
+  // Groups of one row are whole in a piece of it; those of more need all rows, or each other.
+  const bool together = block.rows > 1 || scalars.kappa == LionKappa::l2_inf;
+  const int64_t fit = together ? block.groups : kBand / block.width;
+  const int64_t step = fit < 1 ? 1 : fit;
+  int64_t nonfinite = 0;
+  for (int64_t first = 0; first < block.groups; first += step) {
+    const int64_t rest = block.groups - first, groups = rest < step ? rest : step;
+    const Band band{block.start + first * block.width,
+                    row.cut.columns,
+                    block.rows,
+                    groups * block.width,
+                    block.width,
+                    groups};
+    nonfinite += directions(row, grad, scalars, band, true, c);
+    auto* stats = reinterpret_cast<LionStat*>(sums) + row.first_group + block.group + first;
+    if (row.variant == kLionGrouped) {
+      reduce_band(scalars, band, c, 1, stats);
+      if (scalars.kappa == LionKappa::l2_inf) lion_choose_group(row, sums);  // all are here
+      lion_finish_groups(row, group, sums, block.group + first, 1, block.group + first + groups);
+    }
+    apply_band<W>(row, scalars, band, stats, c);
+  }
+  return nonfinite;
+}
+
 }  // namespace
+
+// Stats of the parts of groups in a tile.
+void lion_reduce_tile(const Row& row, const void* grad, const LionScalars& scalars, int64_t tile,
+                      double* partials) {
+  const Block block = block_at(row.cut, tile);
+  const Band band{block.start,   row.cut.columns, block.rows,
+                  block.columns, block.width,     block.groups};
+  auto* stats = reinterpret_cast<LionStat*>(partials) + row.first_part +
+                block.group * row.cut.parts + block.part;
+  visit_weights_and_grad(row.dtypes[kLionWeights], row.grad_dtype,
+                         [&](auto w_type, auto g_type) LB_INLINE {
+                           using R = real_t<typename decltype(w_type)::type>;
+                           using G = typename decltype(g_type)::type;
+                           R c[kTile];
+                           directions(row, static_cast<const G*>(grad), scalars, band, false, c);
+                           reduce_band(scalars, band, c, row.cut.parts, stats);
+                         });
+}
+
+// The step of a tile of groups. Finished stats of its groups are in `sums`, or are put there.
+int64_t lion_group_tile(const Row& row, const void* grad, const LionScalars& scalars,
+                        const LionGroup& group, int64_t tile, double* sums) {
+  const Block block = block_at(row.cut, tile);
+  int64_t nonfinite = 0;
+  visit_weights_and_grad(
+      row.dtypes[kLionWeights], row.grad_dtype, [&](auto w_type, auto g_type) LB_INLINE {
+        using W = typename decltype(w_type)::type;
+        using G = typename decltype(g_type)::type;
+        nonfinite = group_tile<W>(row, static_cast<const G*>(grad), scalars, group, block, sums);
+      });
+  for (int64_t r = 0; r < block.rows; ++r) {
+    copy_weights(row, kLionWeights, kLionCopy,
+                 {0, block.start + r * row.cut.columns, block.columns});
+  }
+  return nonfinite;
+}
 
 // The step of a tile; returns how many elements of c are not finite.
 int64_t lion_step_tile(const Row& row, const void* grad, const LionScalars& scalars, Tile tile) {

@@ -5,10 +5,13 @@
 //
 //   launch           reads                    writes            B / element of fp32
 //   upload           -                        groups, gradient addresses; only what has changed
+//   lion_reduce      g, m                     parts of groups    8   (only where groups are larger
+//   lion_merge       parts of groups          groups             -    than a tile)
 //   lion_step        p, g, m, step            p, m, step        20
 //
 // Every block derives the scalars of its tensor; the last one to be done advances the steps, which
-// all have read by then, and publishes what was counted.
+// all have read by then, and publishes what was counted. Where a tile has whole groups its block
+// reduces them first: the second time it reads g and m, they come from the cache.
 #include "core/launch.cuh"
 #include "core/tile.cuh"
 #include "core/visit.h"
@@ -44,6 +47,19 @@ __device__ __forceinline__ void load_momentum(const Row& row, int64_t i, int cou
       return convert(narrow);
     default:
       load_quad(row.role<R>(kLionExpAvg) + i, count, m);
+  }
+}
+
+// The words of the elements from i on; of a group, tiles need not begin with a quad.
+__device__ __forceinline__ void load_words(const RandomStream& random, int64_t i,
+                                           uint32_t (&words)[kQuad]) {
+  random_words(random, i / kQuad, words);
+  const int before = int(i % kQuad);
+  if (before == 0) return;
+  uint32_t next[kQuad];
+  random_words(random, i / kQuad + 1, next);
+  for (int k = 0; k < kQuad; ++k) {
+    words[k] = k + before < kQuad ? words[k + before] : next[k + before - kQuad];
   }
 }
 
@@ -114,15 +130,35 @@ __device__ __forceinline__ int32_t plain_tile(const Row& row, const G* g,
   return nonfinite;
 }
 
+// Weights, momentum and copy of a quad, rounded as their types need.
+template <class W, class R>
+__device__ __forceinline__ void store_all(const Row& row, const LionScalars& scalars, int64_t i,
+                                          int count, const R (&weight)[kQuad],
+                                          const R (&momentum)[kQuad]) {
+  const bool random = scalars.stochastic && (row.dtypes[kLionWeights] == DType::bfloat16 ||
+                                             row.dtypes[kLionExpAvg] == DType::bfloat16 ||
+                                             row.dtypes[kLionExpAvg] == DType::int8);
+  uint32_t words[kQuad] = {};
+  if (random) load_words(scalars.random, i, words);
+  store_momentum(row, i, count, momentum, random, words);
+  W* p = row.role<W>(kLionWeights) + i;
+  if constexpr (std::is_same_v<W, BFloat16>) {
+    for (int k = 0; k < count; ++k) {
+      p[k] = random ? round_to_bfloat16(weight[k], weight_bits(words[k]))
+                    : from_real<BFloat16>(weight[k]);
+    }
+  } else {
+    store_quad(p, count, weight);
+  }
+  store_copy(row, kLionCopy, i, count, weight);
+}
+
 template <class W, class G>
 __device__ __forceinline__ int32_t general_tile(const Row& row, const G* g,
                                                 const LionScalars& scalars, const Tile& tile) {
   using R = real_t<W>;
   W* p = row.role<W>(kLionWeights);
   const LionRule<R> rule(scalars);
-  const bool random = scalars.stochastic && (row.dtypes[kLionWeights] == DType::bfloat16 ||
-                                             row.dtypes[kLionExpAvg] == DType::bfloat16 ||
-                                             row.dtypes[kLionExpAvg] == DType::int8);
   int32_t nonfinite = 0;
   // As for_quads, but whole warps go round together.
   for (int64_t first = int64_t(threadIdx.x) / 32 * kInt8Block; first < tile.numel;
@@ -143,23 +179,206 @@ __device__ __forceinline__ int32_t general_tile(const Row& row, const G* g,
       if (k < count && is_nonfinite(u[k])) ++nonfinite;
     }
     visit_kappa<R>(scalars.kappa, scalars.parameter, [&](auto subgradient) {
+      const R e = R(scalars.parameter);
 #pragma unroll
-      for (int k = 0; k < kQuad; ++k) weight[k] = rule.weights(weight[k], subgradient(u[k]));
+      for (int k = 0; k < kQuad; ++k) weight[k] = rule.weights(weight[k], subgradient(u[k], e));
     });
-    uint32_t words[kQuad] = {};
-    if (random) random_words(scalars.random, i / kQuad, words);
-    store_momentum(row, i, count, momentum, random, words);
-    if constexpr (std::is_same_v<W, BFloat16>) {
-      for (int k = 0; k < count; ++k) {
-        p[i + k] = random ? round_to_bfloat16(weight[k], weight_bits(words[k]))
-                          : from_real<BFloat16>(weight[k]);
-      }
-    } else {
-      store_quad(p + i, count, weight);
-    }
-    store_copy(row, kLionCopy, i, count, weight);
+    store_all<W>(row, scalars, i, count, weight, momentum);
   }
   return nonfinite;
+}
+
+// ---- Groups -----------------------------------------------------------------
+
+// Merges what each thread of a team has; all get the result. A team is a thread, a warp or a block.
+template <int Team, class Merge>
+__device__ __forceinline__ LionStat merge_team(LionStat x, Merge merge) {
+  if constexpr (Team > 1) {
+    for (int width = 16; width > 0; width /= 2) {
+      const LionStat other{__shfl_down_sync(kAllLanes, x.a, unsigned(width)),
+                           __shfl_down_sync(kAllLanes, x.b, unsigned(width))};
+      x = merge(x, other);
+    }
+    x = {__shfl_sync(kAllLanes, x.a, 0), __shfl_sync(kAllLanes, x.b, 0)};
+  }
+  if constexpr (Team > 32) {
+    __shared__ double firsts[Team / 32], seconds[Team / 32];
+    if (threadIdx.x % 32 == 0) {
+      firsts[threadIdx.x / 32] = x.a;
+      seconds[threadIdx.x / 32] = x.b;
+    }
+    __syncthreads();
+    x = {firsts[0], seconds[0]};
+    for (int warp = 1; warp < Team / 32; ++warp) x = merge(x, {firsts[warp], seconds[warp]});
+    __syncthreads();  // the next merge may write them again
+  }
+  return x;
+}
+
+// The stat of group g of a block, by a team. c(i) is that of an element.
+template <int Team, class R, class C>
+__device__ __forceinline__ LionStat stat_of(const LionScalars& scalars, const Block& block,
+                                            int64_t stride, int64_t g, C c) {
+  const int rank = int(threadIdx.x) % Team;
+  const auto for_elements = [&](auto body) {
+    for (int64_t r = 0; r < block.rows; ++r) {
+      const int64_t start = block.start + r * stride + g * block.width;
+      for (int64_t k = rank; k < block.width; k += Team) body(start + k);
+    }
+  };
+  const LionReduction reduction = lion_reduction(scalars.kappa, scalars.relative);
+  const auto merge = [&](const LionStat& x, const LionStat& y) {
+    return lion_merge(scalars.kappa, scalars.parameter, reduction, x, y);
+  };
+  const auto add = [](const LionStat& x, const LionStat& y) { return LionStat{x.a + y.a, 0}; };
+  const auto maximum = [](const LionStat& x, const LionStat& y) { return x.a < y.a ? y : x; };
+  LionStat stat = lion_nothing(reduction);
+  if (reduction == LionReduction::sum) {
+    visit_term<R>(scalars.kappa,
+                  [&](auto term) { for_elements([&](int64_t i) { stat.a += term(c(i)); }); });
+    return merge_team<Team>(stat, add);
+  }
+  if (reduction == LionReduction::largest) {
+    for_elements(
+        [&](int64_t i) { stat = merge(stat, {detail::magnitude(double(c(i))), double(i)}); });
+    return merge_team<Team>(stat, merge);
+  }
+  visit_peak<R>(scalars.kappa, scalars.parameter, [&](auto height, auto term) {
+    for_elements([&](int64_t i) {
+      const double h = height(c(i));
+      stat.a = h > stat.a ? h : stat.a;
+    });
+    const double peak = merge_team<Team>(stat, maximum).a;
+    stat = {0, 0};
+    for_elements([&](int64_t i) { stat.a += term(c(i), peak); });
+    stat = {peak, merge_team<Team>(stat, add).a};
+  });
+  return stat;
+}
+
+// stats[g * parts] of the groups of a block, by teams that suit their size.
+template <class W, class G>
+__device__ __forceinline__ void reduce_block(const Row& row, const G* g, const LionScalars& scalars,
+                                             const Block& block, int64_t parts, LionStat* stats) {
+  using R = real_t<W>;
+  const LionRule<R> rule(scalars);
+  const auto c = [&](int64_t i) {
+    R m[kQuad];
+    load_momentum(row, i, 1, m);
+    return rule.direction(rule.gradient(R(to_real(g[i]))), m[0]);
+  };
+  const auto by_teams = [&](auto team) {
+    constexpr int kTeam = decltype(team)::value;
+    for (int64_t k = int(threadIdx.x) / kTeam; k < block.groups; k += kTileThreads / kTeam) {
+      const LionStat stat = stat_of<kTeam, R>(scalars, block, row.cut.columns, k, c);
+      if (threadIdx.x % kTeam == 0) stats[k * parts] = stat;
+    }
+  };
+  if (block.width < 32) return by_teams(std::integral_constant<int, 1>{});
+  if (block.groups >= kTileThreads / 32) return by_teams(std::integral_constant<int, 32>{});
+  by_teams(std::integral_constant<int, kTileThreads>{});
+}
+
+template <class W, class G>
+__device__ __forceinline__ int32_t group_tile(const Row& row, const G* g,
+                                              const LionScalars& scalars, const LionGroup& group,
+                                              int64_t t, double* sums) {
+  using R = real_t<W>;
+  const Block block = block_at(row.cut, t);
+  auto* stats = reinterpret_cast<LionStat*>(sums) + row.first_group + block.group;
+  if (row.variant == kLionGrouped) {
+    reduce_block<W>(row, g, scalars, block, 1, stats);
+    __syncthreads();
+    if (group.kappa == LionKappa::l2_inf) {  // all of the tensor's groups are here
+      if (threadIdx.x == 0) lion_choose_group(row, sums);
+      __syncthreads();
+    }
+    lion_finish_groups(row, group, sums, block.group + int(threadIdx.x), kTileThreads,
+                       block.group + block.groups);
+    __syncthreads();
+  }
+  const W* p = row.role<W>(kLionWeights);
+  const LionRule<R> rule(scalars);
+  int32_t nonfinite = 0;
+  const int64_t chunks = (block.columns + kInt8Block - 1) / kInt8Block;  // of a row, one a warp
+  for (int64_t n = int(threadIdx.x) / 32; n < block.rows * chunks; n += kTileThreads / 32) {
+    const int64_t column = n % chunks * kInt8Block + int(threadIdx.x) % 32 * kQuad;
+    const int64_t i = block.start + n / chunks * row.cut.columns + column;
+    const int64_t rest = block.columns - column;
+    const int count = rest <= 0 ? 0 : rest < kQuad ? int(rest) : kQuad;
+    R weight[kQuad], momentum[kQuad], c[kQuad];
+    real_t<G> grad[kQuad];
+    load_quad(p + i, count, weight);
+    load_quad(g + i, count, grad);
+    load_momentum(row, i, count, momentum);
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) {
+      const R gradient = rule.gradient(R(grad[k]));
+      c[k] = rule.direction(gradient, momentum[k]);
+      momentum[k] = rule.momentum(gradient, momentum[k]);
+      if (k < count && is_nonfinite(c[k])) ++nonfinite;
+    }
+    visit_group_kappa<R>(scalars.kappa, scalars.parameter, [&](auto subgradient) {
+      for (int k = 0; k < count; ++k) {
+        const R u = subgradient(c[k], stats[(column + k) / block.width], i + k);
+        weight[k] = rule.weights(weight[k], u);
+      }
+    });
+    store_all<W>(row, scalars, i, count, weight, momentum);
+  }
+  return nonfinite;
+}
+
+// The scalars of a row, by one thread: fp64 is slow on small GPUs.
+__device__ __forceinline__ const LionScalars& share_scalars(
+    const Workspace<LionGroup, LionNothing>& ws, const StepInputs& inputs, const Row& row) {
+  __shared__ LionScalars scalars;
+  if (threadIdx.x == 0) {
+    scalars = lion_scalars(ws.groups[row.group], row.id, int64_t(*row.step), grad_scale_of(inputs));
+  }
+  __syncthreads();
+  return scalars;
+}
+
+template <class W, class G>
+__global__ void __launch_bounds__(kTileThreads)
+    lion_reduce_kernel(Workspace<LionGroup, LionNothing> ws, StepInputs inputs,
+                       int32_t first_tile) {
+  if (lion_skips(inputs)) return;
+  const int32_t t = first_tile + int32_t(blockIdx.x), r = ws.tile_row[t];
+  const Row& row = ws.rows[r];
+  const LionScalars& scalars = share_scalars(ws, inputs, row);
+  const Block block = block_at(row.cut, t - row.first_tile);
+  reduce_block<W>(row, static_cast<const G*>(ws.grads[r]), scalars, block, row.cut.parts,
+                  reinterpret_cast<LionStat*>(ws.partials) + row.first_part +
+                      block.group * row.cut.parts + block.part);
+}
+
+// One block a row.
+__global__ void __launch_bounds__(kTileThreads)
+    lion_merge_kernel(Workspace<LionGroup, LionNothing> ws, StepInputs inputs, int32_t first_row) {
+  const Row& row = ws.rows[first_row + int32_t(blockIdx.x)];
+  if (lion_skips(inputs) || row.numel == 0) return;
+  const LionGroup& group = ws.groups[row.group];
+  if (row.cut.groups == 1) {
+    const LionReduction reduction = lion_reduction(group.kappa, group.relative);
+    const auto merge = [&](const LionStat& x, const LionStat& y) {
+      return lion_merge(group.kappa, group.parameter, reduction, x, y);
+    };
+    const auto* parts = reinterpret_cast<const LionStat*>(ws.partials) + row.first_part;
+    LionStat stat = lion_nothing(reduction);
+    for (int64_t part = int(threadIdx.x); part < row.cut.parts; part += kTileThreads) {
+      stat = merge(stat, parts[part]);
+    }
+    stat = merge_team<kTileThreads>(stat, merge);
+    if (threadIdx.x == 0) reinterpret_cast<LionStat*>(ws.sums)[row.first_group] = stat;
+  } else {
+    lion_merge_groups(row, group, ws.partials, ws.sums, int(threadIdx.x), kTileThreads);
+  }
+  __syncthreads();
+  if (group.kappa == LionKappa::l2_inf && threadIdx.x == 0) lion_choose_group(row, ws.sums);
+  __syncthreads();
+  lion_finish_groups(row, group, ws.sums, int(threadIdx.x), kTileThreads, row.cut.groups);
 }
 
 // Ends a step in its last block. `counted` by this block is in shared memory.
@@ -196,17 +415,18 @@ __global__ void __launch_bounds__(kTileThreads)
   if (threadIdx.x == 0) counted = 0;
   const bool skip = lion_skips(inputs);
   if (!skip && ws.num_tiles > 0) {
-    __shared__ LionScalars scalars;  // by one thread: fp64 is slow on small GPUs
-    const Tile tile = tile_at(ws.table(), first_tile + int32_t(blockIdx.x));
-    const Row& row = ws.rows[tile.row];
-    if (threadIdx.x == 0) {
-      scalars =
-          lion_scalars(ws.groups[row.group], row.id, int64_t(*row.step), grad_scale_of(inputs));
+    const int32_t t = first_tile + int32_t(blockIdx.x), r = ws.tile_row[t];
+    const Row& row = ws.rows[r];
+    const LionScalars& scalars = share_scalars(ws, inputs, row);
+    const G* g = static_cast<const G*>(ws.grads[r]);
+    int32_t nonfinite = 0;
+    if constexpr (Variant == kLionPlain) {
+      nonfinite = plain_tile<W>(row, g, scalars, tile_at(ws.table(), t));
+    } else if constexpr (Variant == kLionGeneral) {
+      nonfinite = general_tile<W>(row, g, scalars, tile_at(ws.table(), t));
+    } else {
+      nonfinite = group_tile<W>(row, g, scalars, ws.groups[row.group], t - row.first_tile, ws.sums);
     }
-    __syncthreads();
-    const G* g = static_cast<const G*>(ws.grads[tile.row]);
-    const int32_t nonfinite = Variant == kLionPlain ? plain_tile<W>(row, g, scalars, tile)
-                                                    : general_tile<W>(row, g, scalars, tile);
     if (nonfinite > 0) atomicAdd(&counted, nonfinite);
   }
   finish_step(ws, skip, counted, num_blocks);
@@ -221,6 +441,18 @@ __global__ void __launch_bounds__(kTileThreads)
 void lion_step(const LionCall& call, void* stream) {
   const auto& ws = call.workspace;
   const int32_t num_blocks = ws.num_tiles > 0 ? ws.num_tiles : 1;
+  for (const Segment& segment : call.plan.segments()) {
+    const Row& row = call.plan.rows()[size_t(segment.first_row)];
+    if (row.variant != kLionParted || segment.num_tiles == 0) continue;
+    visit_weights_and_grad(row.dtypes[kLionWeights], row.grad_dtype, [&](auto w, auto g) {
+      using W = typename decltype(w)::type;
+      using G = typename decltype(g)::type;
+      launch("lion_reduce_kernel", lion_reduce_kernel<W, G>, {segment.num_tiles, kTileThreads},
+             stream, ws, call.inputs, segment.first_tile);
+    });
+    launch("lion_merge_kernel", lion_merge_kernel, {segment.num_rows, kTileThreads}, stream, ws,
+           call.inputs, segment.first_row);
+  }
   bool launched = false;
   for (const Segment& segment : call.plan.segments()) {
     if (segment.num_tiles == 0 && (ws.num_tiles > 0 || launched)) continue;
@@ -231,8 +463,9 @@ void lion_step(const LionCall& call, void* stream) {
       using W = typename decltype(w)::type;
       using G = typename decltype(g)::type;
       launch("lion_step_kernel",
-             row.variant == kLionPlain ? lion_step_kernel<W, G, kLionPlain>
-                                       : lion_step_kernel<W, G, kLionGeneral>,
+             row.variant == kLionPlain     ? lion_step_kernel<W, G, kLionPlain>
+             : row.variant == kLionGeneral ? lion_step_kernel<W, G, kLionGeneral>
+                                           : lion_step_kernel<W, G, kLionGrouped>,
              grid, stream, ws, call.inputs, segment.first_tile, num_blocks);
     });
   }

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The arithmetic of Lion: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms",
-// arXiv 2302.06675, Algorithm 2; and of Lion-K with a K that is a sum over elements: Chen, Liu,
-// Liang, Liu 2024, arXiv 2310.05898. Both backends include this file and neither writes a formula
+// arXiv 2302.06675, Algorithm 2; and of Lion-K with another K: Chen, Liu, Liang, Liu 2024,
+// arXiv 2310.05898. Both backends include this file and neither writes a formula
 // of its own. Every product and sum is rounded by itself, in the order in which it stands here:
 // where c is near 0 the last bit decides a sign, and all backends decide alike.
 //
@@ -32,6 +32,15 @@ enum class LionKappa : int32_t {
   log_cosh,
   power,
   quadratic,
+  // These look at more than one element, see lion_groups.h.
+  entropy,
+  signed_entropy,
+  l2,
+  lp,
+  l_inf,
+  group_lasso,
+  l2_inf,
+  squared_l1,
 };
 
 // Hyper-parameters of one group, as the host gives them.
@@ -45,7 +54,9 @@ struct LionGroup {
   LionKappa kappa;
   int32_t stochastic;  // bf16 weights, bf16 and int8 momentum are rounded stochastically
   int32_t maximize;
-  int32_t unused;  // no padding: groups are compared as bytes
+  int32_t relative;  // the parameter is in units of the root mean square of c
+  int32_t rms;       // K is scaled so that u has a root mean square of about 1
+  int32_t unused;    // no padding: groups are compared as bytes
 };
 
 // What the update of one tensor needs, derived once a step.
@@ -57,7 +68,8 @@ struct LionScalars {
   double parameter;
   RandomStream random;
   LionKappa kappa;
-  int32_t stochastic;
+  int32_t stochastic, relative;
+  int32_t unused;
 };
 
 // `steps` taken before this one.
@@ -75,6 +87,7 @@ LB_HD LionScalars lion_scalars(const LionGroup& group, uint64_t id, int64_t step
   s.random = random_stream(group.seed, id, steps);
   s.kappa = group.kappa;
   s.stochastic = group.stochastic;
+  s.relative = group.relative;
   return s;
 }
 
@@ -104,33 +117,32 @@ struct LionRule {
   LB_HD R weights(R p, R u) const { return p * shrink - lr * u; }
 };
 
-// Calls f(subgradient) with the function u(c) of one element, in R. One branch for many elements.
+// Calls f(subgradient): u(c, e) of one element, in R; e is the parameter, or takes its place. One
+// branch for many elements.
 template <class R, class F>
 LB_HD void visit_kappa(LionKappa kappa, double parameter, F f) {
   namespace math = elementary;
-  const R e = R(parameter);
-  const double exponent = parameter - 1;
   switch (kappa) {
-    case LionKappa::l1:
-      return f([](R c) LB_INLINE { return lion_sign(c); });
     case LionKappa::truncated_l1:
-      return f([=](R c) LB_INLINE { return (c < 0 ? -c : c) > e ? lion_sign(c) : R(0); });
+      return f([](R c, R e) LB_INLINE { return (c < 0 ? -c : c) > e ? lion_sign(c) : R(0); });
     case LionKappa::huber:
-      return f([=](R c) LB_INLINE { return (c < 0 ? -c : c) >= e ? lion_sign(c) : c / e; });
+      return f([](R c, R e) LB_INLINE { return (c < 0 ? -c : c) >= e ? lion_sign(c) : c / e; });
     case LionKappa::soft_sign:
-      return f([=](R c) LB_INLINE {
+      return f([](R c, R e) LB_INLINE {
         const R a = c < 0 ? -c : c;
         const R high = a > e ? a : e, ratio = (a > e ? e : a) / high;
-        return (c / high) / std::sqrt(1 + ratio * ratio);
+        return c == 0 ? R(0) : (c / high) / std::sqrt(1 + ratio * ratio);
       });
     case LionKappa::log_cosh:
-      return f([=](R c) LB_INLINE { return R(math::tanh(double(c / e))); });
+      return f([](R c, R e) LB_INLINE { return c == 0 ? R(0) : R(math::tanh(double(c / e))); });
     case LionKappa::power:
-      return f([=](R c) LB_INLINE {
-        return lion_sign(c) * R(math::pow(double(c < 0 ? -c : c), exponent));
+      return f([=](R c, R) LB_INLINE {
+        return lion_sign(c) * R(math::pow(double(c < 0 ? -c : c), parameter - 1));
       });
     case LionKappa::quadratic:
-      return f([](R c) LB_INLINE { return c; });
+      return f([](R c, R) LB_INLINE { return c; });
+    default:
+      return f([](R c, R) LB_INLINE { return lion_sign(c); });
   }
 }
 

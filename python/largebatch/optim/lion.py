@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lion as a ``torch.optim`` optimizer."""
 
+import math
+
 import torch
 
 from .. import _C
 from ..reference import lion as reference
+from ..reference import rounding
 from . import _momentum
 from ._multi_tensor import MultiTensorOptimizer
-from ._sharding import shard_index
+from ._sharding import local, shard_index
 from .kappa import L1
 from .kappa.registry import is_builtin, kernel_of
 
@@ -208,25 +211,55 @@ class Lion(MultiTensorOptimizer):
         return super()._collect()
 
     def _step_at_once(self, batches):
-        if any(self._kernel_of(group) is None for group in self.param_groups):
+        ((_, batch),) = batches.items()
+        if self._rows_without_kernel(batch):
             self._step_in_phases(batches)
         else:
             super()._step_at_once(batches)
 
     def _step_batch(self, device, batch, fused, inputs):
         """Let the kernels step what they can, torch operations the rest."""
-        slow = [not fused or self._kernel_of(group) is None for group in self.param_groups]
-        rows = [[], []]
-        for row, group in enumerate(batch.group_of):
-            rows[slow[group]].append(row)
+        every = range(len(batch.params))
+        slow = self._rows_without_kernel(batch) if fused else every
+        fast = [row for row in every if row not in slow]
         count = torch.zeros((), dtype=torch.int32, device=device)
-        if rows[False]:
+        if fast:
             plan = self._plan(device)
-            self._kernel(plan, batch.part(rows[False]), **inputs)
+            self._kernel(plan, batch.part(fast), **inputs)
             count += plan.nonfinite
-        if rows[True]:
-            count += self._reference_step(batch.part(rows[True]), inputs)
+        if slow:
+            count += self._reference_step(batch.part(sorted(slow)), inputs)
         return count
+
+    def _rows_without_kernel(self, batch):
+        """Return which tensors of a batch torch operations are to step."""
+        kernels = [self._kernel_of(group) for group in self.param_groups]
+        alone = [getattr(self._kappa(group), "elementwise", False) for group in self.param_groups]
+        if all(kernels) and all(alone):
+            return set()
+        return {
+            row
+            for row, group in enumerate(batch.group_of)
+            if kernels[group] is None or not (alone[group] or self._fits_kernel(batch, row, group))
+        }
+
+    def _fits_kernel(self, batch, row, group):
+        """Tell whether a kernel can reduce the groups of a tensor: they are whole, and its own.
+
+        Where the momentum is int8, a group has to be neighbours by whole blocks of it.
+        """
+        param, (_, _, _, axis, size, _) = (
+            batch.params[row],
+            self._kernel_of(self.param_groups[group]),
+        )
+        kappa = self._kappa(self.param_groups[group])
+        if batch.shards.splits(row) and self._part_kappa(kappa, param) is not kappa:
+            return False
+        m = local(batch.states[row]["exp_avg"])
+        if m.dtype != torch.int8 or axis < 0 or m.dim() < max(2, axis + 1):
+            return True
+        inside = (n for n, s in zip(m.shape, m.stride(), strict=True) if s < m.stride(axis))
+        return size * math.prod(inside) % rounding.BLOCK == 0 or m.shape[axis] == size
 
     def _kernel(self, plan, batch, **inputs):
         coded = [row for row, s in enumerate(batch.states) if s["exp_avg"].dtype == torch.int8]

@@ -3,9 +3,10 @@
 """From a name or plain data to the object."""
 
 import functools
-from dataclasses import MISSING, astuple, fields
+from dataclasses import MISSING, fields
 
 from . import elementwise, entropies, groups, norms, ordered, spectra
+from ._base import AXES
 
 KINDS = {
     cls.name: cls
@@ -99,10 +100,22 @@ def is_builtin(k):
 
 @functools.lru_cache(maxsize=256)
 def kernel_of(k):
-    """Return (name, parameter) as the kernel of Lion takes a built-in; None if it has none."""
-    if k.kernel is None or not k.elementwise:
+    """Return what the kernels of Lion know of a built-in; None if it has none.
+
+    (name, parameter, relative, axis or -1 for the whole tensor, size, scale is "rms").
+    """
+    if k.kernel is None:
         return None
-    return k.kernel, next(iter(astuple(k)), 0.0)
+    parameter = next((getattr(k, name) for name in ("e", "T", "p") if hasattr(k, name)), 0.0)
+    axis = getattr(k, "axis", None)
+    return (
+        k.kernel,
+        parameter,
+        getattr(k, "relative", False),
+        -1 if axis is None else AXES.get(axis, axis),
+        getattr(k, "size", 1),
+        getattr(k, "scale", "none") == "rms",
+    )
 
 
 def _build(name, parameters):
