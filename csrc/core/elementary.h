@@ -57,20 +57,20 @@ LB_HD Split split(double x) {
 
 }  // namespace detail
 
-LB_HD double expm1(double x) {
+LB_HD_CALL double expm1(double x) {
   const detail::Split s = detail::split(x);
   const double y = s.power * s.rest + (s.power - 1);
   return x > detail::kLargest ? detail::kInfinity : x < detail::kSmallest ? -1 : y;
 }
 
-LB_HD double exp(double x) {
+LB_HD_CALL double exp(double x) {
   const detail::Split s = detail::split(x);
   const double y = s.power * s.rest + s.power;
   return x > detail::kLargest ? detail::kInfinity : x < detail::kSmallest ? 0 : y;
 }
 
 // Of x >= 0; -infinity at 0.
-LB_HD double log(double x) {
+LB_HD_CALL double log(double x) {
   const bool subnormal = x < 0x1p-1022;
   const int64_t bits = detail::bits_of(subnormal ? x * 0x1p54 : x);
   // The mantissa in [sqrt(1/2), sqrt(2)), and what is left of the exponent.

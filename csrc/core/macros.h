@@ -10,5 +10,17 @@
 #define LB_HD inline __attribute__((always_inline))
 #endif
 
-// LB_INLINE: the same for a lambda.
+// LB_HD_CALL: the same for a longer one, which a kernel calls: inlined in all kernels, those of exp
+// and log take minutes to compile.
+#if defined(__CUDACC__)
+#define LB_HD_CALL __host__ __device__ __noinline__ inline
+#else
+#define LB_HD_CALL LB_HD
+#endif
+
+// LB_OUTLINE: a stage of a CPU loop that many types share: compiled once for each instruction set.
+// Static, in the unnamed namespace of an x_cpu.inl.
+#define LB_OUTLINE __attribute__((noinline))
+
+// LB_INLINE: as LB_HD, for a lambda.
 #define LB_INLINE __attribute__((always_inline))

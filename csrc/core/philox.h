@@ -24,7 +24,7 @@ LB_HD RandomStream random_stream(uint64_t seed, uint64_t tensor, int64_t step) {
 }
 
 // One call serves four elements: words[k] is that of element 4 quad + k.
-LB_HD void random_words(const RandomStream& stream, int64_t quad, uint32_t (&words)[4]) {
+LB_HD_CALL void random_words(const RandomStream& stream, int64_t quad, uint32_t (&words)[4]) {
   constexpr uint64_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
   uint32_t a = uint32_t(quad), b = uint32_t(uint64_t(quad) >> 32);
   uint32_t c = stream.step, d = stream.tensor;

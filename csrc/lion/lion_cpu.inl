@@ -16,7 +16,7 @@ constexpr int kChunk = 512;
 static_assert(kChunk % kInt8Block == 0 && kTile % kChunk == 0, "blocks of codes are whole");
 
 template <class R>
-LB_HD void load_momentum(const Row& row, int64_t at, int n, R* m) {
+LB_OUTLINE void load_momentum(const Row& row, int64_t at, int n, R* m) {
   const auto convert = [&](const auto* from) LB_INLINE {
     for_lanes(n, [&](int64_t i, int) LB_INLINE { m[i] = R(to_real(from[at + i])); });
   };
@@ -41,24 +41,37 @@ LB_HD void load_momentum(const Row& row, int64_t at, int n, R* m) {
 
 // `words` is null when rounding is to nearest.
 template <class R>
-LB_HD void store_momentum(const Row& row, int64_t at, int n, const R* m, const uint32_t* words) {
+LB_OUTLINE void store_momentum(const Row& row, int64_t at, int n, const R* m,
+                               const uint32_t* words) {
   switch (row.dtypes[kLionExpAvg]) {
     case DType::int8: {
       int8_t* codes = row.role<int8_t>(kLionExpAvg) + at;
       float* scales = row.role<float>(kLionScale) + at / kInt8Block;
       for (int first = 0; first < n; first += kInt8Block) {
         const int rest = n - first < kInt8Block ? n - first : kInt8Block;
-        float scale = kInt8Floor;
-        for (int i = first; i < first + rest; ++i) {
-          const float magnitude = int8_magnitude(float(m[i]));
-          scale = magnitude > scale ? magnitude : scale;
-        }
-        scales[first / kInt8Block] = scale;
-        for_lanes(rest, [&](int64_t i, int) LB_INLINE {
-          const float u =
-              words == nullptr ? 0.5f : float(int(momentum_bits(words[first + i]))) * 0x1p-16f;
-          codes[first + i] = encode_int8(float(m[first + i]), scale, u);
+        const R* block = m + first;
+        float most[kLanes];
+        for (float& lane : most) lane = kInt8Floor;
+        for_lanes(rest, [&](int64_t i, int lane) LB_INLINE {
+          const float magnitude = int8_magnitude(float(block[i]));
+          most[lane] = magnitude > most[lane] ? magnitude : most[lane];
         });
+        for (int width = kLanes / 2; width > 0; width /= 2) {
+          for (int l = 0; l < width; ++l) {
+            most[l] = most[l + width] > most[l] ? most[l + width] : most[l];
+          }
+        }
+        const float scale = scales[first / kInt8Block] = most[0];
+        if (words == nullptr) {
+          for_lanes(rest, [&](int64_t i, int) LB_INLINE {
+            codes[first + i] = encode_int8(float(block[i]), scale, 0.5f);
+          });
+        } else {
+          for_lanes(rest, [&](int64_t i, int) LB_INLINE {
+            const float u = float(int(momentum_bits(words[first + i]))) * 0x1p-16f;
+            codes[first + i] = encode_int8(float(block[i]), scale, u);
+          });
+        }
       }
       return;
     }
@@ -79,13 +92,25 @@ LB_HD void store_momentum(const Row& row, int64_t at, int n, const R* m, const u
 
 // Returns the words of the elements from `at` on; `words` has room for kWords.
 constexpr int kWords = kChunk + 8;
-LB_HD const uint32_t* load_words(const RandomStream& random, int64_t at, int n, uint32_t* words) {
+LB_OUTLINE const uint32_t* load_words(const RandomStream& random, int64_t at, int n,
+                                      uint32_t* words) {
   const int before = int(at % 4);  // of a group, tiles need not begin with a quad
+  const int quads = (before + n + 3) / 4;
+  uint32_t first[kWords / 4], second[kWords / 4], third[kWords / 4], fourth[kWords / 4];
 #pragma omp simd
-  for (int quad = 0; quad < (before + n + 3) / 4; ++quad) {
+  for (int quad = 0; quad < quads; ++quad) {
     uint32_t four[4];
     random_words(random, at / 4 + quad, four);
-    for (int k = 0; k < 4; ++k) words[4 * quad + k] = four[k];
+    first[quad] = four[0];
+    second[quad] = four[1];
+    third[quad] = four[2];
+    fourth[quad] = four[3];
+  }
+  for (int quad = 0; quad < quads; ++quad) {
+    words[4 * quad] = first[quad];
+    words[4 * quad + 1] = second[quad];
+    words[4 * quad + 2] = third[quad];
+    words[4 * quad + 3] = fourth[quad];
   }
   return words + before;
 }
@@ -132,6 +157,15 @@ LB_HD int64_t plain_tile(const Row& row, const G* grad, const LionScalars& scala
   return nonfinite;
 }
 
+// c becomes u.
+template <class R>
+LB_OUTLINE void to_subgradient(const LionScalars& scalars, int n, R* c) {
+  visit_kappa<R>(scalars.kappa, scalars.parameter, [&](auto subgradient) LB_INLINE {
+    const R e = R(scalars.parameter);
+    for_lanes(n, [&](int64_t i, int) LB_INLINE { c[i] = subgradient(c[i], e); });
+  });
+}
+
 template <class W, class G>
 LB_HD int64_t general_tile(const Row& row, const G* grad, const LionScalars& scalars, Tile tile) {
   using R = real_t<W>;
@@ -151,10 +185,7 @@ LB_HD int64_t general_tile(const Row& row, const G* grad, const LionScalars& sca
       m[i] = rule.momentum(gradient, m[i]);
       bad[lane] += is_nonfinite(u[i]) ? R(1) : R(0);
     });
-    visit_kappa<R>(scalars.kappa, scalars.parameter, [&](auto subgradient) LB_INLINE {
-      const R e = R(scalars.parameter);
-      for_lanes(n, [&](int64_t i, int) LB_INLINE { u[i] = subgradient(u[i], e); });
-    });
+    to_subgradient(scalars, n, u);
     const uint32_t* bits = random ? load_words(scalars.random, at, n, words) : nullptr;
     store_weights(row.role<W>(kLionWeights) + at, n, rule, u, bits);
     store_momentum(row, at, n, m, bits);
@@ -177,8 +208,8 @@ struct Band {
 
 // c of a band; and the new momentum, if `store`. Returns how many are not finite.
 template <class R, class G>
-LB_HD int64_t directions(const Row& row, const G* grad, const LionScalars& scalars,
-                         const Band& band, bool store, R* c) {
+LB_OUTLINE int64_t directions(const Row& row, const G* grad, const LionScalars& scalars,
+                              const Band& band, bool store, R* c) {
   const LionRule<R> rule(scalars);
   const bool random = store && draws(row, scalars);
   constexpr DType kOwn = dtype_of<R>::value;
@@ -252,8 +283,8 @@ LB_HD double peak_over(const Band& band, int64_t g, const R* c, F height) {
 
 // stats[g * parts] = that of group g of the band.
 template <class R>
-LB_HD void reduce_band(const LionScalars& scalars, const Band& band, const R* c, int64_t parts,
-                       LionStat* stats) {
+LB_OUTLINE void reduce_band(const LionScalars& scalars, const Band& band, const R* c, int64_t parts,
+                            LionStat* stats) {
   const LionReduction reduction = lion_reduction(scalars.kappa, scalars.relative);
   if (reduction == LionReduction::sum) {
     return visit_term<R>(scalars.kappa, [&](auto term) LB_INLINE {
@@ -281,11 +312,10 @@ LB_HD void reduce_band(const LionScalars& scalars, const Band& band, const R* c,
   stats[0] = best;
 }
 
-// c becomes u, and weights are updated by it.
-template <class W, class R>
-LB_HD void apply_band(const Row& row, const LionScalars& scalars, const Band& band,
-                      const LionStat* stats, R* c) {
-  const LionRule<R> rule(scalars);
+// c becomes u.
+template <class R>
+LB_OUTLINE void to_subgradient(const LionScalars& scalars, const Band& band, const LionStat* stats,
+                               R* c) {
   visit_group_kappa<R>(scalars.kappa, scalars.parameter, [&](auto subgradient) LB_INLINE {
     for (int64_t g = 0; g < band.groups; ++g) {
       const LionStat stat = stats[g];
@@ -297,13 +327,22 @@ LB_HD void apply_band(const Row& row, const LionScalars& scalars, const Band& ba
       }
     }
   });
+}
+
+// Weights of a band by its c.
+template <class W, class R>
+LB_HD void apply_band(const Row& row, const LionScalars& scalars, const Band& band,
+                      const LionStat* stats, R* c) {
+  const LionRule<R> rule(scalars);
+  W* weights = row.role<W>(kLionWeights);
+  to_subgradient(scalars, band, stats, c);
   const bool random = draws(row, scalars);
   uint32_t words[kWords];
   for (int64_t r = 0; r < band.rows; ++r) {
     for (int64_t first = 0; first < band.columns; first += kChunk) {
       const int64_t rest = band.columns - first, at = band.start + r * band.stride + first;
       const int n = int(rest < kChunk ? rest : kChunk);
-      store_weights(row.role<W>(kLionWeights) + at, n, rule, c + r * band.columns + first,
+      store_weights(weights + at, n, rule, c + r * band.columns + first,
                     random ? load_words(scalars.random, at, n, words) : nullptr);
     }
   }

@@ -127,6 +127,12 @@ LB_HD double lion_scale(LionKappa kappa, double parameter, bool rms, int64_t num
   }
 }
 
+// x as two factors of fp32, the range of which it may be out of.
+LB_HD LionStat lion_factors(double x) {
+  const double first = x > 0x1p100 ? 0x1p100 : x < 0x1p-100 ? 0x1p-100 : x;
+  return {first, x / first};
+}
+
 // `length` elements are in the group. What is not finite makes all of the group NaN.
 LB_HD LionStat lion_finish(LionKappa kappa, double parameter, double scale, int64_t length,
                            const LionStat& stat) {
@@ -135,7 +141,7 @@ LB_HD LionStat lion_finish(LionKappa kappa, double parameter, double scale, int6
     case LionKappa::l2:
     case LionKappa::group_lasso:
     case LionKappa::l2_inf:
-      return {stat.a == 0 ? 0 : scale / std::sqrt(stat.a) + bad, 0};
+      return lion_factors(stat.a == 0 ? 0 : scale / std::sqrt(stat.a) + bad);
     case LionKappa::squared_l1:
       return stat;
     case LionKappa::lp:
@@ -160,7 +166,7 @@ LB_HD void visit_group_kappa(LionKappa kappa, double parameter, F f) {
     case LionKappa::group_lasso:
     case LionKappa::l2_inf:  // 0 also where c is not finite, in a group that is not the largest
       return f([](R c, const LionStat& s, int64_t)
-                   LB_INLINE { return s.a == 0 ? R(0) : R(double(c) * s.a); });
+                   LB_INLINE { return s.b == 0 ? R(0) : (c * R(s.a)) * R(s.b); });
     case LionKappa::squared_l1:
       return f([](R c, const LionStat& s, int64_t) LB_INLINE { return lion_sign(c) * R(s.a); });
     case LionKappa::lp:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from largebatch import ops
+from largebatch.optim import LionK, kappa
 from tests.conftest import OPTIMIZERS, use_simt
 from tests.helpers import leaves, problem, run, same_bits, snapshot
 from tests.simt import build
@@ -41,6 +42,25 @@ def steps(family, dtype=torch.float32, spoil=False):
     return snapshot(optimizer)
 
 
+GROUPS = [(3, 20000), (40, 300), (700, 3), (300, 70), (2000, 40)]
+REDUCING = [
+    kappa.Lp(1.5),
+    kappa.L2Inf(),
+    kappa.GroupLasso("column"),
+    kappa.SignedEntropy(0.01),
+    kappa.LInf(),
+]
+
+
+def groups(k):
+    """Return all bits after two steps of Lion-K with a function that sums over groups."""
+    data = problem(GROUPS, steps=2)
+    params = leaves(data.params)
+    optimizer = LionK(params, kappa=k, weight_decay=0.1)
+    run(optimizer, params, data.grads)
+    return snapshot(optimizer)
+
+
 def norms():
     return ops.multi_tensor_norm([torch.ones(shape) for shape in SHAPES])
 
@@ -57,6 +77,13 @@ def test_no_kernel_races(family, monkeypatch):
     under_each_seed(monkeypatch, steps, family, racecheck=True)
     under_each_seed(monkeypatch, partial(steps, spoil=True), family, racecheck=True)
     under_each_seed(monkeypatch, norms, racecheck=True)
+
+
+@pytest.mark.parametrize("k", REDUCING, ids=repr)
+def test_sums_over_groups_neither_race_nor_depend_on_the_schedule(k, monkeypatch):
+    use_simt(monkeypatch)
+    results = under_each_seed(monkeypatch, groups, k, racecheck=True)
+    assert all(same_bits(result, results[0]) for result in results)
 
 
 def test_a_group_for_every_tensor_takes_no_more_launches(family, monkeypatch):
@@ -93,7 +120,8 @@ def test_each_barrier_is_missed(barrier, kernels, monkeypatch):
     for seed in SEEDS:
         monkeypatch.setenv("LARGEBATCH_SIMT_SEED", str(seed))
         runs = (partial(steps, f, spoil=s) for f in OPTIMIZERS for s in (False, True))
-        for work in (norms, two_sums_in_one_kernel, *runs):
+        reducing = (partial(groups, k) for k in REDUCING)
+        for work in (norms, two_sums_in_one_kernel, *runs, *reducing):
             try:
                 work()
             except RuntimeError as error:
