@@ -3,8 +3,8 @@
 """One step of Lion with decay over whole models, and of Lion-K with other functions.
 
 Bytes per fp32 parameter: weights and momentum read and written, the gradient read: 20, as torch's
-fused SGD with momentum moves; whatever the function of each element is. Rows are normalised by
-torch operations: no count. With the momentum in 8 bits it is 14.1.
+fused SGD with momentum moves; whatever the function of each element is, and with rows normalised on
+the way. With the momentum in 8 bits it is 14.1; with a norm of the whole tensor 28.
 """
 
 import pytest
@@ -27,6 +27,10 @@ def _rows(params):
     return largebatch.optim.LionK(params, lr=1e-4, weight_decay=0.1, kappa="group_lasso")
 
 
+def _whole(params):
+    return largebatch.optim.LionK(params, lr=1e-4, weight_decay=0.1, kappa="l2")
+
+
 def _int8(params):
     return largebatch.optim.Lion(params, lr=1e-4, weight_decay=0.1, state_dtype="int8")
 
@@ -36,12 +40,15 @@ FAMILY = {
     "largebatch, int8 momentum": _int8,
     "largebatch LionK, huber": _huber,
     "largebatch LionK, group_lasso": _rows,
+    "largebatch LionK, l2": _whole,
     **BASELINES["lion"],
 }
 BYTES = {
     "largebatch": 20,
     "largebatch, int8 momentum": 14.1,
     "largebatch LionK, huber": 20,
+    "largebatch LionK, group_lasso": 20,
+    "largebatch LionK, l2": 28,
     "torch SGD fused": 20,
 }
 

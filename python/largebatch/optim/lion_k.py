@@ -47,12 +47,13 @@ class LionK(Lion):
 
     Notes
     -----
-    Kernels do the step for l1, quadratic, power and, with thresholds that are not relative,
-    truncated_l1, huber, soft_sign and log_cosh: as :class:`Lion` in all. The others and `cautious`
-    step through torch operations, one tensor after the other, with temporary memory of some times
-    the largest. For a sharded parameter the others gather the whole c on every rank, unless every
-    rank holds whole groups of K, as rows of a parameter that is sharded by rows. ("Lowest index",
-    by which equals are told apart, is row-major and of the whole tensor.)
+    Kernels do the step but for top_k, sorted_l1, nuclear, spectral and `cautious`, which step
+    through torch operations, one tensor after the other, with temporary memory of some times the
+    largest; as do groups with an int8 momentum whose neighbours in memory are not whole blocks of
+    128. 20 B per fp32 parameter where K is a sum over elements or over groups that fit a tile of
+    16384 elements, else 28. Of a sharded parameter each rank steps its own part if K is a sum over
+    elements, or over groups of which every rank holds whole ones; else the whole c is gathered on
+    every rank. ("Lowest index", by which equals are told apart, is that in memory.)
 
     Examples
     --------
