@@ -51,57 +51,57 @@ class MicroBatches:
 
 
 class WorkerHalves:
-    """Halves from data-parallel workers: the lower and the upper half of the ranks."""
+    """Halves from data-parallel workers: the lower and the upper half of the ranks.
+
+    Each bucket is reduced twice when measuring, once with zeros from the upper half. A reduction in
+    two hops, within the halves and across, would send a quarter less; but it needs process groups
+    of its own, which all processes of a job would have to make in the same order, and it rounds
+    differently: here the average has the bits that it has in every other step.
+    """
 
     def __init__(self, process_group):
         self.group = dist.group.WORLD if process_group is None else process_group
         self.size, self.rank = dist.get_world_size(self.group), dist.get_rank(self.group)
-        if self.size % 2:
+        if self.size < 2:
             raise ValueError(
-                f"AGVM: process_group has {self.size} worker{'s' if self.size > 1 else ''}, "
-                "expected an even number: the halves of a batch are those of the workers. Leave "
-                "the hook out and call micro_batch() after each of two or more backward passes."
+                "AGVM: process_group has 1 worker, expected 2 or more: the halves of a batch are "
+                "those of the workers. Leave the hook out and call micro_batch() after each of "
+                "several backward passes."
             )
-        ranks = dist.get_process_group_ranks(self.group)
-        half = self.size // 2
-        self.half = self.pair = self.group
-        if half > 1:
-            own = ranks[:half] if self.rank < half else ranks[half:]
-            self.half = dist.new_group(own, use_local_synchronization=True)
-            pair = [ranks[self.rank % half], ranks[self.rank % half + half]]
-            self.pair = dist.new_group(pair, use_local_synchronization=True)
-        self.buckets = {}  # index -> its dots, on the first rank of the group
+        self.buckets = {}  # index -> its dots
+
+    def average(self, bucket):
+        """Average a bucket of gradients over the group, as DDP does by itself."""
+        total = bucket.buffer().div_(self.size)
+        work = dist.all_reduce(total, group=self.group, async_op=True)
+        return work.get_future().then(lambda future: future.value()[0])
 
     def reduce(self, bucket, owner_of, measure):
         """Average a bucket of gradients over the group, and measure its halves on the way."""
-        total = bucket.buffer()
-        total.div_(self.size)
-        if self.size > 2:
-            dist.all_reduce(total, group=self.half)
-        half = total.clone()
-        dist.all_reduce(total, group=self.pair)
+        total = bucket.buffer().div_(self.size)
+        lower = self.size // 2
+        half = total.clone() if self.rank < lower else torch.zeros_like(total)
+        dist.all_reduce(half, group=self.group)
+        dist.all_reduce(total, group=self.group)
         rows = []
-        if self.rank == 0:  # whose numbers all will use: other ranks would round differently
-            for param, y in zip(bucket.parameters(), bucket.gradients(), strict=True):
-                if param in owner_of:
-                    at = half.storage_offset() + y.storage_offset() - total.storage_offset()
-                    x = half.as_strided(y.shape, y.stride(), at)
-                    rows.append((param, owner_of[param], x, y))
-        # The half was divided by all workers, of which it has one in two.
-        self.buckets[bucket.index()] = measure.dots(rows, ((2.0, 0.0), (-2.0, 2.0)))
+        for param, y in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            at = half.storage_offset() + y.storage_offset() - total.storage_offset()
+            rows.append((param, owner_of.get(param), half.as_strided(y.shape, y.stride(), at), y))
+        a, b = self.size / lower, self.size / (self.size - lower)  # of sums over all: the means
+        self.buckets[bucket.index()] = measure.dots(
+            [row for row in rows if row[1] is not None], ((a, 0.0), (-b, b))
+        )
         done = torch.futures.Future()
         done.set_result(total)
         return done
 
     def by_module(self, num_modules, device):
-        """Return ``[num_modules, 3]``, the same bits on every rank."""
+        """Return ``[num_modules, 3]``, the same bits on every rank: they measure the same."""
         dots = Dots()
         for index in sorted(self.buckets):
             dots.owners += self.buckets[index].owners
             dots.parts += self.buckets[index].parts
-        sums = dots.by_module(num_modules, device)
-        dist.broadcast(sums, dist.get_global_rank(self.group, 0), group=self.group)
-        return sums
+        return dots.by_module(num_modules, device)
 
 
 def _dense_grad(param):

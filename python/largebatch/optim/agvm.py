@@ -87,7 +87,7 @@ class AGVM(Wrapper):
     Between measurements a step costs what `optimizer` takes. A measurement keeps one buffer of the
     size of the gradients (micro-batches) or of a bucket (workers) until the step; per fp32
     parameter the dot products read 8 B, 12 preconditioned. Deterministic: sums are fp64 in a fixed
-    order, and with workers all use the numbers of the first.
+    order, the same on all workers.
 
     Examples
     --------
@@ -167,15 +167,15 @@ class AGVM(Wrapper):
         """Return a communication hook that averages gradients, and measures on the way.
 
         For ``DistributedDataParallel.register_comm_hook(None, hook)``. Between measurements it is
-        an all-reduce like the one DDP does by itself. On a measuring step each bucket is reduced
-        within the lower or upper half of the workers, then across, in line with the backward pass.
-        Accumulate under ``no_sync``: a half is then all micro-batches of its workers. All of them
-        call it, once.
+        an all-reduce like the one DDP does by itself. On a measuring step each bucket is reduced a
+        second time, of the lower half of the workers alone, and the backward pass waits for both;
+        the average has the same bits. Accumulate under ``no_sync``: a half is then all
+        micro-batches of its workers. All of them call it, once.
 
         Parameters
         ----------
         process_group : ProcessGroup, optional
-            That of DDP. An even number of workers.
+            That of DDP. Two or more workers.
 
         Returns
         -------
@@ -185,19 +185,18 @@ class AGVM(Wrapper):
         Raises
         ------
         ValueError
-            For an odd number of workers.
+            For one worker.
 
         Examples
         --------
         >>> ddp.register_comm_hook(None, agvm.hook())
         """
         workers = self._workers = WorkerHalves(process_group)
-        default = torch.distributed.algorithms.ddp_comm_hooks.default_hooks.allreduce_hook
 
         @torch.no_grad()
         def agvm_hook(state, bucket):
             if not self._due():
-                return default(workers.group, bucket)
+                return workers.average(bucket)
             owner_of = dict(self._modules.owned(self.param_groups))
             return workers.reduce(bucket, owner_of, self._measure())
 
