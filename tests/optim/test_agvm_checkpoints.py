@@ -11,7 +11,7 @@ import torch
 
 from largebatch.optim import AGVM, LAMB, Adan
 from tests.helpers import leaves, same_bits, snapshot
-from tests.optim.agvm_setting import NAMES, batches, modules_of, train, weights
+from tests.optim.agvm_setting import NAMES, accumulate, batches, modules_of, train, weights
 
 
 def make(params, optimizer=None, **options):
@@ -43,6 +43,23 @@ def test_resumes_bit_for_bit_at_any_step(kind, at):
     assert same_bits(snapshot(resumed), snapshot(agvm))
     for name in ("factors", "variances"):
         assert same_bits(*(list(getattr(a, name).values()) for a in (resumed, agvm)))
+
+
+def test_loading_forgets_the_micro_batches_before():
+    params, given = weights(), batches(3)
+    agvm = make(params, interval=1)
+    train(agvm, params, given[:1])
+    saved, middle = copy.deepcopy(agvm.state_dict()), [p.detach().clone() for p in params]
+    train(agvm, params, given[1:])
+    expected = [*snapshot(agvm), *agvm.factors.values()]
+    accumulate(params, given[0][0])
+    agvm.micro_batch()
+    agvm.load_state_dict(saved)
+    for p, value in zip(params, middle, strict=True):
+        p.grad = None
+        p.data.copy_(value)
+    train(agvm, params, given[1:])
+    assert same_bits([*snapshot(agvm), *agvm.factors.values()], expected)
 
 
 def test_saved_state_is_a_copy_and_of_the_optimizer_too():

@@ -169,6 +169,30 @@ def test_step_returns_the_loss_of_a_closure_with_gradients_enabled():
     assert agvm.factors["head"] != 1
 
 
+def test_a_batch_whose_gradients_are_dropped_leaves_nothing():
+    found = []
+    for dropped in ([], [3, 2]):
+        params, given = weights(), batches(2)
+        agvm = make(params, warmup=0)
+        for count in dropped:  # as when a GradScaler does not call the optimizer
+            backward(agvm, params, given[1][:count])
+            agvm.zero_grad()
+        train(agvm, params, given[:1])
+        found.append([*snapshot(agvm), *agvm.factors.values()])
+    assert same_bits(*found)
+
+
+def test_parameters_may_change_places():
+    params, given = weights(), batches(1)
+    agvm = make(params, Watched(params, lr=0.1), interval=1)
+    train(agvm, params, given)
+    members = agvm.param_groups[0]["params"]
+    members[0], members[1] = members[1], members[0]
+    train(agvm, params, given)
+    neck, head = (0.1 * agvm.factors[name].item() for name in ("neck", "head"))
+    assert agvm.optimizer.values[1] == pytest.approx([neck, 0.1, neck, head])
+
+
 def test_parameters_may_be_added_later():
     params, extra = weights(), leaves([torch.ones(9)])
     modules = modules_of(params)
