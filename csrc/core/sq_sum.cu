@@ -64,6 +64,7 @@ void sum_rows(const Table& table, const double* partials, double* sums, Control*
 }
 template void sum_rows<1>(const Table&, const double*, double*, Control*, void*);
 template void sum_rows<2>(const Table&, const double*, double*, Control*, void*);
+template void sum_rows<3>(const Table&, const double*, double*, Control*, void*);
 
 void sq_sum_tiles(const Plan& plan, const Table& table, double* partials, void* stream) {
   for (const Segment& segment : plan.segments()) {

@@ -206,6 +206,14 @@ struct Band {
   int64_t groups;
 };
 
+// The weights of a band are needed right after its sums, which wait for no memory: they come
+// meanwhile.
+LB_HD void prefetch(const Row& row, int64_t at, int n) {
+  const int64_t size = size_of(row.dtypes[kLionWeights]);
+  const char* weights = row.role<char>(kLionWeights) + at * size;
+  for (int64_t byte = 0; byte < n * size; byte += 64) __builtin_prefetch(weights + byte, 1);
+}
+
 // c of a band; and the new momentum, if `store`. Returns how many are not finite.
 template <class R, class G>
 LB_OUTLINE int64_t directions(const Row& row, const G* grad, const LionScalars& scalars,
@@ -222,6 +230,7 @@ LB_OUTLINE int64_t directions(const Row& row, const G* grad, const LionScalars& 
       const int n = int(rest < kChunk ? rest : kChunk);
       const G* __restrict g = grad + at;
       R* __restrict to = c + r * band.columns + first;
+      if (store) prefetch(row, at, n);
       if (store && row.dtypes[kLionExpAvg] == kOwn) {
         R* __restrict own = row.role<R>(kLionExpAvg) + at;
         for_lanes(n, [&](int64_t i, int lane) LB_INLINE {
@@ -335,8 +344,21 @@ LB_HD void apply_band(const Row& row, const LionScalars& scalars, const Band& ba
                       const LionStat* stats, R* c) {
   const LionRule<R> rule(scalars);
   W* weights = row.role<W>(kLionWeights);
-  to_subgradient(scalars, band, stats, c);
   const bool random = draws(row, scalars);
+  if (!random && lion_normalises(scalars.kappa)) {  // one loop, as they cost so little
+    for (int64_t g = 0; g < band.groups; ++g) {
+      const LionStat stat = stats[g];
+      for (int64_t r = 0; r < band.rows; ++r) {
+        const R* __restrict of_group = c + r * band.columns + g * band.width;
+        W* __restrict p = weights + band.start + r * band.stride + g * band.width;
+        for_lanes(band.width, [&](int64_t i, int) LB_INLINE {
+          p[i] = from_real<W>(rule.weights(to_real(p[i]), lion_normalised(of_group[i], stat)));
+        });
+      }
+    }
+    return;
+  }
+  to_subgradient(scalars, band, stats, c);
   uint32_t words[kWords];
   for (int64_t r = 0; r < band.rows; ++r) {
     for (int64_t first = 0; first < band.columns; first += kChunk) {

@@ -157,6 +157,17 @@ LB_HD LionStat lion_finish(LionKappa kappa, double parameter, double scale, int6
   }
 }
 
+// Whether u is c over the norm of its group: c times the two factors that lion_finish gave.
+LB_HD bool lion_normalises(LionKappa kappa) {
+  return kappa == LionKappa::l2 || kappa == LionKappa::group_lasso || kappa == LionKappa::l2_inf;
+}
+
+// 0 also where c is not finite, in a group that is not the largest.
+template <class R>
+LB_HD R lion_normalised(R c, const LionStat& s) {
+  return s.b == 0 ? R(0) : (c * R(s.a)) * R(s.b);
+}
+
 // Calls f(subgradient): u(c, finished stat, index of the element in its tensor), in R.
 template <class R, class F>
 LB_HD void visit_group_kappa(LionKappa kappa, double parameter, F f) {
@@ -164,9 +175,8 @@ LB_HD void visit_group_kappa(LionKappa kappa, double parameter, F f) {
   switch (kappa) {
     case LionKappa::l2:
     case LionKappa::group_lasso:
-    case LionKappa::l2_inf:  // 0 also where c is not finite, in a group that is not the largest
-      return f([](R c, const LionStat& s, int64_t)
-                   LB_INLINE { return s.b == 0 ? R(0) : (c * R(s.a)) * R(s.b); });
+    case LionKappa::l2_inf:
+      return f([](R c, const LionStat& s, int64_t) LB_INLINE { return lion_normalised(c, s); });
     case LionKappa::squared_l1:
       return f([](R c, const LionStat& s, int64_t) LB_INLINE { return lion_sign(c) * R(s.a); });
     case LionKappa::lp:

@@ -65,6 +65,18 @@ def norms():
     return ops.multi_tensor_norm([torch.ones(shape) for shape in SHAPES])
 
 
+def halves():
+    lists = [[torch.full(shape, value) for shape in SHAPES] for value in (1.0, 3.0, 0.5)]
+    return ops.half_dots(*lists[:2], ((2, 0), (-2, 2)), exp_avg_sq=lists[2])
+
+
+@pytest.mark.parametrize("call", [norms, halves])
+def test_the_schedule_changes_no_bit_of_a_sum(call, monkeypatch):
+    use_simt(monkeypatch)
+    results = under_each_seed(monkeypatch, call)
+    assert all(same_bits(result, results[0]) for result in results)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_the_schedule_changes_no_bit(family, dtype, monkeypatch):
     use_simt(monkeypatch)
@@ -77,6 +89,7 @@ def test_no_kernel_races(family, monkeypatch):
     under_each_seed(monkeypatch, steps, family, racecheck=True)
     under_each_seed(monkeypatch, partial(steps, spoil=True), family, racecheck=True)
     under_each_seed(monkeypatch, norms, racecheck=True)
+    under_each_seed(monkeypatch, halves, racecheck=True)
 
 
 @pytest.mark.parametrize("k", REDUCING, ids=repr)
@@ -121,7 +134,7 @@ def test_each_barrier_is_missed(barrier, kernels, monkeypatch):
         monkeypatch.setenv("LARGEBATCH_SIMT_SEED", str(seed))
         runs = (partial(steps, f, spoil=s) for f in OPTIMIZERS for s in (False, True))
         reducing = (partial(groups, k) for k in REDUCING)
-        for work in (norms, two_sums_in_one_kernel, *runs, *reducing):
+        for work in (norms, halves, two_sums_in_one_kernel, *runs, *reducing):
             try:
                 work()
             except RuntimeError as error:

@@ -4,10 +4,11 @@
 
 from . import kappa
 from .adan import Adan
+from .agvm import AGVM
 from .groups import param_groups
 from .lamb import LAMB
 from .lars import LARS
 from .lion import Lion
 from .lion_k import LionK
 
-__all__ = ["LAMB", "LARS", "Adan", "Lion", "LionK", "kappa", "param_groups"]
+__all__ = ["AGVM", "LAMB", "LARS", "Adan", "Lion", "LionK", "kappa", "param_groups"]
