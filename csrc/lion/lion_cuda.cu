@@ -256,16 +256,21 @@ __device__ __forceinline__ LionStat stat_of(const LionScalars& scalars, const Bl
   return stat;
 }
 
-// stats[g * parts] of the groups of a block, by teams that suit their size.
-template <class W, class G>
-__device__ __forceinline__ void reduce_block(const Row& row, const G* g, const LionScalars& scalars,
-                                             const Block& block, int64_t parts, LionStat* stats) {
-  using R = real_t<W>;
+// stats[g * parts] of the groups of a block, by teams that suit their size. Called, and the type of
+// the gradient branched on, or a file of all combinations would take minutes to compile.
+template <class R>
+__device__ __noinline__ void reduce_block(const Row& row, const void* grad,
+                                          const LionScalars& scalars, const Block& block,
+                                          int64_t parts, LionStat* stats) {
   const LionRule<R> rule(scalars);
   const auto c = [&](int64_t i) {
-    R m[kQuad];
+    R m[kQuad], g = 0;
+    visit(row.grad_dtype, [&](auto type) {
+      using G = typename decltype(type)::type;
+      g = R(to_real(static_cast<const G*>(grad)[i]));
+    });
     load_momentum(row, i, 1, m);
-    return rule.direction(rule.gradient(R(to_real(g[i]))), m[0]);
+    return rule.direction(rule.gradient(g), m[0]);
   };
   const auto by_teams = [&](auto team) {
     constexpr int kTeam = decltype(team)::value;
@@ -287,7 +292,7 @@ __device__ __forceinline__ int32_t group_tile(const Row& row, const G* g,
   const Block block = block_at(row.cut, t);
   auto* stats = reinterpret_cast<LionStat*>(sums) + row.first_group + block.group;
   if (row.variant == kLionGrouped) {
-    reduce_block<W>(row, g, scalars, block, 1, stats);
+    reduce_block<R>(row, g, scalars, block, 1, stats);
     __syncthreads();
     if (group.kappa == LionKappa::l2_inf) {  // all of the tensor's groups are here
       if (threadIdx.x == 0) lion_choose_group(row, sums);
@@ -340,7 +345,7 @@ __device__ __forceinline__ const LionScalars& share_scalars(
   return scalars;
 }
 
-template <class W, class G>
+template <class R>
 __global__ void __launch_bounds__(kTileThreads)
     lion_reduce_kernel(Workspace<LionGroup, LionNothing> ws, StepInputs inputs,
                        int32_t first_tile) {
@@ -349,7 +354,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const Row& row = ws.rows[r];
   const LionScalars& scalars = share_scalars(ws, inputs, row);
   const Block block = block_at(row.cut, t - row.first_tile);
-  reduce_block<W>(row, static_cast<const G*>(ws.grads[r]), scalars, block, row.cut.parts,
+  reduce_block<R>(row, ws.grads[r], scalars, block, row.cut.parts,
                   reinterpret_cast<LionStat*>(ws.partials) + row.first_part +
                       block.group * row.cut.parts + block.part);
 }
@@ -444,12 +449,9 @@ void lion_step(const LionCall& call, void* stream) {
   for (const Segment& segment : call.plan.segments()) {
     const Row& row = call.plan.rows()[size_t(segment.first_row)];
     if (row.variant != kLionParted || segment.num_tiles == 0) continue;
-    visit_weights_and_grad(row.dtypes[kLionWeights], row.grad_dtype, [&](auto w, auto g) {
-      using W = typename decltype(w)::type;
-      using G = typename decltype(g)::type;
-      launch("lion_reduce_kernel", lion_reduce_kernel<W, G>, {segment.num_tiles, kTileThreads},
-             stream, ws, call.inputs, segment.first_tile);
-    });
+    const bool wide = row.dtypes[kLionWeights] == DType::float64;
+    launch("lion_reduce_kernel", wide ? lion_reduce_kernel<double> : lion_reduce_kernel<float>,
+           {segment.num_tiles, kTileThreads}, stream, ws, call.inputs, segment.first_tile);
     launch("lion_merge_kernel", lion_merge_kernel, {segment.num_rows, kTileThreads}, stream, ws,
            call.inputs, segment.first_row);
   }

@@ -19,6 +19,7 @@
 #define __constant__
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define __noinline__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __shared__ static thread_local  // see executor/memory.h
 
