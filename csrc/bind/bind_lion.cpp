@@ -30,8 +30,8 @@ LionGroup read_group(const char* op, int index, const py::dict& dict) {
   return group;
 }
 
-// What the extension knows of a kappa: (name, parameter, relative, axis, size, rms), or None where
-// torch ops do the step.
+// What the extension knows of a kappa: (name, parameter, relative, axis, size, rms, cautious), or
+// None where torch ops do the step.
 struct Kappa {
   bool relative;
   int64_t axis;  // of its groups; -1: the whole tensor
@@ -45,8 +45,8 @@ Kappa read_kappa(const char* op, size_t index, const py::object& given, LionGrou
       "lp",    "l_inf",        "group_lasso", "l2_inf",         "squared_l1"};
   group.kappa = kNoKernel;
   if (given.is_none()) return {};
-  const auto [name, parameter, relative, axis, size, rms] =
-      given.cast<std::tuple<std::string, double, bool, int64_t, int64_t, bool>>();
+  const auto [name, parameter, relative, axis, size, rms, cautious] =
+      given.cast<std::tuple<std::string, double, bool, int64_t, int64_t, bool, bool>>();
   group.parameter = parameter;
   group.relative = relative;
   group.rms = rms;
@@ -58,6 +58,14 @@ Kappa read_kappa(const char* op, size_t index, const py::object& given, LionGrou
   if (group.kappa == kNoKernel) {
     throw ValueError(std::string(op) + ": kappas[" + std::to_string(index) + "]: got '" + name +
                      "', which has no kernel. Use fused=False.");
+  }
+  group.base = group.kappa;
+  if (cautious) {
+    if (lion_reduction(group.kappa, relative) != LionReduction::none) {
+      throw ValueError(std::string(op) + ": kappas[" + std::to_string(index) + "]: got '" + name +
+                       "' with cautious, expected a kappa of each element with it.");
+    }
+    group.kappa = LionKappa::cautious;
   }
   return {relative, axis, size};
 }

@@ -157,11 +157,11 @@ LB_HD int64_t plain_tile(const Row& row, const G* grad, const LionScalars& scala
   return nonfinite;
 }
 
-// c becomes u.
+// c becomes u, by a kappa of each element.
 template <class R>
-LB_OUTLINE void to_subgradient(const LionScalars& scalars, int n, R* c) {
-  visit_kappa<R>(scalars.kappa, scalars.parameter, [&](auto subgradient) LB_INLINE {
-    const R e = R(scalars.parameter);
+LB_OUTLINE void to_subgradient(LionKappa kappa, double parameter, int n, R* c) {
+  visit_kappa<R>(kappa, parameter, [&](auto subgradient) LB_INLINE {
+    const R e = R(parameter);
     for_lanes(n, [&](int64_t i, int) LB_INLINE { c[i] = subgradient(c[i], e); });
   });
 }
@@ -185,7 +185,7 @@ LB_HD int64_t general_tile(const Row& row, const G* grad, const LionScalars& sca
       m[i] = rule.momentum(gradient, m[i]);
       bad[lane] += is_nonfinite(u[i]) ? R(1) : R(0);
     });
-    to_subgradient(scalars, n, u);
+    to_subgradient(scalars.kappa, scalars.parameter, n, u);
     const uint32_t* bits = random ? load_words(scalars.random, at, n, words) : nullptr;
     store_weights(row.role<W>(kLionWeights) + at, n, rule, u, bits);
     store_momentum(row, at, n, m, bits);
@@ -214,7 +214,8 @@ LB_HD void prefetch(const Row& row, int64_t at, int n) {
   for (int64_t byte = 0; byte < n * size; byte += 64) __builtin_prefetch(weights + byte, 1);
 }
 
-// c of a band; and the new momentum, if `store`. Returns how many are not finite.
+// c of a band, or what stands in its place; and the new momentum, if `store`. Returns how many are
+// not finite.
 template <class R, class G>
 LB_OUTLINE int64_t directions(const Row& row, const G* grad, const LionScalars& scalars,
                               const Band& band, bool store, R* c) {
@@ -239,17 +240,22 @@ LB_OUTLINE int64_t directions(const Row& row, const G* grad, const LionScalars& 
           own[i] = rule.momentum(gradient, own[i]);
           bad[lane] += is_nonfinite(to[i]) ? R(1) : R(0);
         });
-        continue;
+      } else {
+        load_momentum(row, at, n, m);
+        for_lanes(n, [&](int64_t i, int lane) LB_INLINE {
+          const R gradient = rule.gradient(R(to_real(g[i])));
+          to[i] = rule.direction(gradient, m[i]);
+          m[i] = rule.momentum(gradient, m[i]);
+          bad[lane] += is_nonfinite(to[i]) ? R(1) : R(0);
+        });
+        const uint32_t* bits = random ? load_words(scalars.random, at, n, words) : nullptr;
+        if (store) store_momentum(row, at, n, m, bits);
       }
-      load_momentum(row, at, n, m);
-      for_lanes(n, [&](int64_t i, int lane) LB_INLINE {
-        const R gradient = rule.gradient(R(to_real(g[i])));
-        to[i] = rule.direction(gradient, m[i]);
-        m[i] = rule.momentum(gradient, m[i]);
-        bad[lane] += is_nonfinite(to[i]) ? R(1) : R(0);
+      if (scalars.kappa != LionKappa::cautious) continue;
+      to_subgradient(scalars.base, scalars.parameter, n, to);
+      for_lanes(n, [&](int64_t i, int) LB_INLINE {
+        to[i] = lion_cautious(to[i], rule.gradient(R(to_real(g[i]))));
       });
-      if (!store) continue;
-      store_momentum(row, at, n, m, random ? load_words(scalars.random, at, n, words) : nullptr);
     }
   }
   int64_t nonfinite = 0;

@@ -256,6 +256,16 @@ __device__ __forceinline__ LionStat stat_of(const LionScalars& scalars, const Bl
   return stat;
 }
 
+// c, or what stands in its place.
+template <class R>
+__device__ __noinline__ R reduced(const LionScalars& scalars, R c, R g) {
+  if (scalars.kappa != LionKappa::cautious) return c;
+  R u = 0;
+  visit_kappa<R>(scalars.base, scalars.parameter,
+                 [&](auto subgradient) { u = subgradient(c, R(scalars.parameter)); });
+  return lion_cautious(u, g);
+}
+
 // stats[g * parts] of the groups of a block, by teams that suit their size. Called, and the type of
 // the gradient branched on, or a file of all combinations would take minutes to compile.
 template <class R>
@@ -270,7 +280,7 @@ __device__ __noinline__ void reduce_block(const Row& row, const void* grad,
       g = R(to_real(static_cast<const G*>(grad)[i]));
     });
     load_momentum(row, i, 1, m);
-    return rule.direction(rule.gradient(g), m[0]);
+    return reduced(scalars, rule.direction(rule.gradient(g), m[0]), rule.gradient(g));
   };
   const auto by_teams = [&](auto team) {
     constexpr int kTeam = decltype(team)::value;
@@ -322,6 +332,7 @@ __device__ __forceinline__ int32_t group_tile(const Row& row, const G* g,
       c[k] = rule.direction(gradient, momentum[k]);
       momentum[k] = rule.momentum(gradient, momentum[k]);
       if (k < count && is_nonfinite(c[k])) ++nonfinite;
+      c[k] = reduced(scalars, c[k], gradient);
     }
     visit_group_kappa<R>(scalars.kappa, scalars.parameter, [&](auto subgradient) {
       for (int k = 0; k < count; ++k) {

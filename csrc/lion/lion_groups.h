@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The kappas of Lion-K whose subgradient looks at more than one element: norms, entropies and
-// relative thresholds, of a whole tensor or of groups of its elements. Both backends include this
+// relative thresholds, of a whole tensor or of groups of its elements; and cautious updates, for
+// which the u that agree with the gradient stand in the place of c. Both backends include this
 // file and neither writes a formula of its own.
 //
 //   reduce   two numbers of the elements of a group, or of a part of one     LionStat
@@ -35,6 +36,7 @@ LB_HD LionReduction lion_reduction(LionKappa kappa, bool relative) {
     case LionKappa::group_lasso:
     case LionKappa::l2_inf:
     case LionKappa::squared_l1:
+    case LionKappa::cautious:
       return LionReduction::sum;
     default:
       return relative ? LionReduction::sum : LionReduction::none;
@@ -55,6 +57,9 @@ template <class R, class F>
 LB_HD void visit_term(LionKappa kappa, F f) {
   if (kappa == LionKappa::squared_l1) {
     return f([](R c) LB_INLINE { return detail::magnitude(double(c)); });
+  }
+  if (kappa == LionKappa::cautious) {
+    return f([](R u) LB_INLINE { return u != 0 ? 1.0 : 0.0; });
   }
   return f([](R c) LB_INLINE { return double(c) * double(c); });
 }
@@ -142,6 +147,10 @@ LB_HD LionStat lion_finish(LionKappa kappa, double parameter, double scale, int6
     case LionKappa::group_lasso:
     case LionKappa::l2_inf:
       return lion_factors(stat.a == 0 ? 0 : scale / std::sqrt(stat.a) + bad);
+    case LionKappa::cautious: {
+      const double share = stat.a / double(length);
+      return {1 / (share < 1e-3 ? 1e-3 : share), 0};
+    }
     case LionKappa::squared_l1:
       return stat;
     case LionKappa::lp:
@@ -177,6 +186,8 @@ LB_HD void visit_group_kappa(LionKappa kappa, double parameter, F f) {
     case LionKappa::group_lasso:
     case LionKappa::l2_inf:
       return f([](R c, const LionStat& s, int64_t) LB_INLINE { return lion_normalised(c, s); });
+    case LionKappa::cautious:
+      return f([](R u, const LionStat& s, int64_t) LB_INLINE { return u * R(s.a); });
     case LionKappa::squared_l1:
       return f([](R c, const LionStat& s, int64_t) LB_INLINE { return lion_sign(c) * R(s.a); });
     case LionKappa::lp:

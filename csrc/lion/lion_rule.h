@@ -41,6 +41,7 @@ enum class LionKappa : int32_t {
   group_lasso,
   l2_inf,
   squared_l1,
+  cautious,  // of another kappa, the base: its steps that agree with the gradient
 };
 
 // Hyper-parameters of one group, as the host gives them.
@@ -51,12 +52,12 @@ struct LionGroup {
   double weight_decay;
   double parameter;  // of the kappa: e, T or p
   uint64_t seed;
-  LionKappa kappa;
+  LionKappa kappa, base;
   int32_t stochastic;  // bf16 weights, bf16 and int8 momentum are rounded stochastically
   int32_t maximize;
   int32_t relative;  // the parameter is in units of the root mean square of c
   int32_t rms;       // K is scaled so that u has a root mean square of about 1
-  int32_t unused;    // no padding: groups are compared as bytes
+  // No padding: groups are compared as bytes.
 };
 
 // What the update of one tensor needs, derived once a step.
@@ -67,9 +68,8 @@ struct LionScalars {
   double shrink, lr;
   double parameter;
   RandomStream random;
-  LionKappa kappa;
+  LionKappa kappa, base;
   int32_t stochastic, relative;
-  int32_t unused;
 };
 
 // `steps` taken before this one.
@@ -86,6 +86,7 @@ LB_HD LionScalars lion_scalars(const LionGroup& group, uint64_t id, int64_t step
   s.parameter = group.parameter;
   s.random = random_stream(group.seed, id, steps);
   s.kappa = group.kappa;
+  s.base = group.base;
   s.stochastic = group.stochastic;
   s.relative = group.relative;
   return s;
@@ -95,6 +96,13 @@ LB_HD LionScalars lion_scalars(const LionGroup& group, uint64_t id, int64_t step
 template <class R>
 LB_HD R lion_sign(R c) {
   return c > 0 ? R(1) : c < 0 ? R(-1) : R(0);
+}
+
+// Cautious updates: Liang et al. 2024, "Cautious Optimizers", arXiv 2411.16085. What is left of u
+// where it agrees with the gradient; all of it is then scaled up by the share of those.
+template <class R>
+LB_HD R lion_cautious(R u, R g) {
+  return u * g > 0 ? u : R(0);
 }
 
 // The update of one element in R: float, or double for double weights.

@@ -389,8 +389,8 @@ def test_cautious_set_later_is_checked_before_anything_is_written():
 
 @pytest.mark.parametrize(
     "options",
-    [*(dict(kappa=k) for k in TORCH_OPS.values()), dict(kappa=Mine()), dict(cautious=True)],
-    ids=[*TORCH_OPS, "own", "cautious"],
+    [*(dict(kappa=k) for k in TORCH_OPS.values()), dict(kappa=Mine())],
+    ids=[*TORCH_OPS, "own"],
 )
 def test_kernels_only_means_a_kernel(options):
     with pytest.raises(ValueError, match=r"^LionK: fused: got True with ") as caught:

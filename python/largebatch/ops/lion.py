@@ -133,7 +133,7 @@ def _as_json(kappa):
 
 @functools.lru_cache(maxsize=256)
 def _kernel(text):
-    """Return what the kernel knows of a kappa in JSON, see ``kappa.registry.kernel_of``."""
+    """Return what the kernel knows of a kappa in JSON, see ``kappa.registry.kernel_of``; not cautious."""
     given = json.loads(text)
     name = given.get("name") if isinstance(given, dict) else None
     if not isinstance(name, str) or name not in _KAPPAS or given.get("relative"):
@@ -147,12 +147,12 @@ def _kernel(text):
         expected = f"the parameter {key!r} alone" if key else "no parameters"
         raise ValueError(f"lion_step: kappa: got {text}, expected {expected}.")
     if key is None:
-        return name, 0.0, False, -1, 1, False
+        return name, 0.0, False, -1, 1, False, False
     least = 1 if name == "power" else 0
     value = parameters[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not least < value < 1e308:
         raise ValueError(f"lion_step: kappa: got {text}, expected a finite {key} > {least}.")
-    return name, float(value), False, -1, 1, False
+    return name, float(value), False, -1, 1, False, False
 
 
 def _signed(label, value):

@@ -47,8 +47,8 @@ class LionK(Lion):
 
     Notes
     -----
-    Kernels do the step but for top_k, sorted_l1, nuclear, spectral and `cautious`, which step
-    through torch operations, one tensor after the other, with temporary memory of some times the
+    Kernels do the step but for top_k, sorted_l1, nuclear and spectral, which step through torch
+    operations, one tensor after the other, with temporary memory of some times the
     largest; as do groups with an int8 momentum whose neighbours in memory are not whole blocks of
     128. 20 B per fp32 parameter where K is a sum over elements or over groups that fit a tile of
     16384 elements, else 28. Of a sharded parameter each rank steps its own part if K is a sum over
