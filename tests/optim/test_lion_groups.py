@@ -180,3 +180,46 @@ def test_matches_the_oracle(backend, k, state_dtype):
     run(optimizer, ours, data.grads)
     assert same_bits([optimizer.state[p]["exp_avg"].cpu() for p in ours], exp_avgs)
     assert_close([p.detach() for p in ours], params, scale=0.05)
+
+
+@pytest.mark.parametrize("grads", ["like the weights", "float32"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "k", [kappa.GroupLasso(), kappa.GroupLasso("column"), kappa.L2()], ids=repr
+)
+def test_sixteen_bit_weights_without_masters(backend, k, dtype, grads):
+    data = problem(SHAPES[:4], steps=2)
+    data = data.to(dtype=dtype, grad_dtype=dtype if grads == "like the weights" else None)
+    hyper = dict(lr=2.0**-5, betas=(0.9, 0.99), weight_decay=0.1, stochastic_rounding=False)
+    params = [p.clone() for p in data.params]
+    exp_avgs = [torch.zeros_like(p, dtype=torch.float32) for p in params]
+    steps = [torch.zeros(()) for _ in params]
+    for g in data.grads:
+        lion.lion_step(params, g, exp_avgs, steps, kappa=k, **hyper)
+    data = data.to(backend.device)
+    ours = leaves(data.params)
+    optimizer = LionK(ours, **hyper, kappa=k, master_weights=False)
+    run(optimizer, ours, data.grads)
+    assert same_bits([optimizer.state[p]["exp_avg"].cpu() for p in ours], exp_avgs)
+    for p, expected in zip(ours, params, strict=True):
+        # Sums in another order may turn a rounding: one unit in the last place, of few weights.
+        p = p.detach().cpu()
+        assert torch.allclose(p, expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+        assert (p != expected).float().mean() < 1e-2
+
+
+@pytest.mark.parametrize("state_dtype", [None, "int8"])
+@pytest.mark.parametrize("k", [kappa.L1(), kappa.Huber(0.003)], ids=repr)
+def test_cautious_updates_count_over_tensors_of_any_size(backend, k, state_dtype):
+    data = problem([(3, 40000), (5000, 3), (31,), (1,)], steps=3)
+    results = []
+    for fused in (None, False):  # the second is the oracle
+        given = data.to(backend.device)
+        params = leaves(given.params)
+        optimizer = LionK(
+            params, lr=2.0**-7, kappa=k, cautious=True, state_dtype=state_dtype, fused=fused
+        )
+        run(optimizer, params, given.grads)
+        results.append([p.detach() for p in params])
+        results[-1] += [optimizer.state[p]["exp_avg"] for p in params]
+    assert same_bits(*results)

@@ -42,7 +42,7 @@ def steps(family, dtype=torch.float32, spoil=False):
     return snapshot(optimizer)
 
 
-GROUPS = [(3, 20000), (40, 300), (700, 3), (300, 70), (2000, 40)]
+GROUPS = [(3, 20000), (40, 300), (700, 3), (300, 70), (2000, 40), (5, 3000)]
 REDUCING = [
     kappa.Lp(1.5),
     kappa.L2Inf(),

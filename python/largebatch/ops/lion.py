@@ -133,7 +133,7 @@ def _as_json(kappa):
 
 @functools.lru_cache(maxsize=256)
 def _kernel(text):
-    """Return what the kernel knows of a kappa in JSON, see ``kappa.registry.kernel_of``; not cautious."""
+    """Return what the kernel knows of a kappa in JSON: as ``kernel_of``, and not cautious."""
     given = json.loads(text)
     name = given.get("name") if isinstance(given, dict) else None
     if not isinstance(name, str) or name not in _KAPPAS or given.get("relative"):

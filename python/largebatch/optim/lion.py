@@ -180,8 +180,8 @@ class Lion(MultiTensorOptimizer):
             )
         if self.defaults["fused"] and self._kernel_of(group) is None:
             raise ValueError(
-                f"{name}: fused: got True with kappa {kappa!r}, which steps through torch operations. "
-                "Use fused=None."
+                f"{name}: fused: got True with kappa {kappa!r}, which steps through torch "
+                "operations. Use fused=None."
             )
 
     # ----------------------------------------------------------------------------- state
@@ -253,9 +253,9 @@ class Lion(MultiTensorOptimizer):
         """
         _, _, _, axis, size, _, cautious = self._kernel_of(self.param_groups[group])
         kappa = self._kappa(self.param_groups[group])
-        if batch.shards.splits(row):
-            if cautious or self._part_kappa(kappa, batch.params[row]) is not kappa:
-                return False
+        whole = not cautious and self._part_kappa(kappa, batch.params[row]) is kappa
+        if batch.shards.splits(row) and not whole:
+            return False
         m = local(batch.states[row]["exp_avg"])
         if m.dtype != torch.int8 or axis < 0 or m.dim() < max(2, axis + 1):
             return True
