@@ -198,13 +198,17 @@ def test_sixteen_bit_weights_without_masters(backend, k, dtype, grads):
         lion.lion_step(params, g, exp_avgs, steps, kappa=k, **hyper)
     data = data.to(backend.device)
     ours = leaves(data.params)
+    for p in ours:
+        if hasattr(p, "grad_dtype"):  # a torch that would refuse wider gradients
+            p.grad_dtype = None
     optimizer = LionK(ours, **hyper, kappa=k, master_weights=False)
     run(optimizer, ours, data.grads)
     assert same_bits([optimizer.state[p]["exp_avg"].cpu() for p in ours], exp_avgs)
     for p, expected in zip(ours, params, strict=True):
         # Sums in another order may turn a rounding: one unit in the last place, of few weights.
         p = p.detach().cpu()
-        assert torch.allclose(p, expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+        largest = expected.abs().max().item()
+        assert torch.allclose(p, expected, rtol=0, atol=torch.finfo(dtype).eps * largest)
         assert (p != expected).float().mean() < 1e-2
 
 
