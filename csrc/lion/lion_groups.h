@@ -52,6 +52,11 @@ LB_HD bool is_larger(double x, double y) { return x > y || (x != x && y == y); }
 
 }  // namespace detail
 
+template <class R>
+LB_HD double lion_square(R c) {
+  return double(c) * double(c);
+}
+
 // Calls f(term): what an element adds to the sum.
 template <class R, class F>
 LB_HD void visit_term(LionKappa kappa, F f) {
@@ -61,7 +66,7 @@ LB_HD void visit_term(LionKappa kappa, F f) {
   if (kappa == LionKappa::cautious) {
     return f([](R u) LB_INLINE { return u != 0 ? 1.0 : 0.0; });
   }
-  return f([](R c) LB_INLINE { return double(c) * double(c); });
+  return f([](R c) LB_INLINE { return lion_square(c); });
 }
 
 // Calls f(height, term): the peak is the largest height(c), the sum that of term(c, peak).
@@ -173,8 +178,8 @@ LB_HD bool lion_normalises(LionKappa kappa) {
 
 // 0 also where c is not finite, in a group that is not the largest.
 template <class R>
-LB_HD R lion_normalised(R c, const LionStat& s) {
-  return s.b == 0 ? R(0) : (c * R(s.a)) * R(s.b);
+LB_HD R lion_normalised(R c, R a, R b) {
+  return b == 0 ? R(0) : (c * a) * b;
 }
 
 // Calls f(subgradient): u(c, finished stat, index of the element in its tensor), in R.
@@ -185,7 +190,8 @@ LB_HD void visit_group_kappa(LionKappa kappa, double parameter, F f) {
     case LionKappa::l2:
     case LionKappa::group_lasso:
     case LionKappa::l2_inf:
-      return f([](R c, const LionStat& s, int64_t) LB_INLINE { return lion_normalised(c, s); });
+      return f([](R c, const LionStat& s, int64_t)
+                   LB_INLINE { return lion_normalised(c, R(s.a), R(s.b)); });
     case LionKappa::cautious:
       return f([](R u, const LionStat& s, int64_t) LB_INLINE { return u * R(s.a); });
     case LionKappa::squared_l1:
