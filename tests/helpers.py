@@ -1,13 +1,19 @@
 # SPDX-FileCopyrightText: 2026 the largebatch authors
 # SPDX-License-Identifier: Apache-2.0
-"""Problems to optimise, buffers that notice stray writes, and the oracle run like an optimizer."""
+"""Problems to optimise, buffers that notice stray writes, the oracle run like an optimizer, and
+processes that train together."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
+import largebatch
 from largebatch.optim import kappa
 from largebatch.reference import adan, lamb, lars, lion, norm
 
@@ -299,3 +305,29 @@ def timm_optimizer(module, name):
         return baselines.timm_optimizer(module, name)
     except ImportError as error:
         pytest.skip(str(error))
+
+
+def run_ranks(module, world, folder, timeout=120):
+    """Run `python -m module rank folder` in `world` processes; return what each saved there."""
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    library = str(Path(largebatch.__file__).parents[1])
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": library}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, str(rank), str(folder)],
+            cwd=Path(__file__).parents[1],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        errors = [process.communicate(timeout=timeout)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    for process, error in zip(ranks, errors, strict=True):
+        assert process.returncode == 0, error
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]

@@ -2,51 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """AGVM in four processes, against the same training in one by the definition."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-import largebatch
 from largebatch.optim import AGVM
 from largebatch.reference import agvm as reference
 from tests.conftest import assert_close
-from tests.helpers import same_bits
+from tests.helpers import run_ranks, same_bits
 from tests.optim import agvm_setting as setting
 from tests.optim import agvm_worker as worker
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Run the processes once; return what each of them ended with."""
-    if not torch.distributed.is_available():
-        pytest.skip("this torch has no torch.distributed")
-    folder = tmp_path_factory.mktemp("ranks")
-    library = str(Path(largebatch.__file__).parents[1])
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": library}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.optim.agvm_worker", str(rank), str(folder)],
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(worker.WORLD)
-    ]
-    try:
-        errors = [process.communicate(timeout=60)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for process, error in zip(ranks, errors, strict=True):
-        assert process.returncode == 0, error
-    return [torch.load(folder / f"{rank}.pt") for rank in range(worker.WORLD)]
+    return run_ranks("tests.optim.agvm_worker", worker.WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 def alone(kind, workers, micro=1):

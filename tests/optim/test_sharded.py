@@ -6,19 +6,21 @@ Not bitwise against the unsharded kernel: where a tensor is cut its tiles begin 
 sums of its norms are of other elements, and fp64 addition is not associative.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-import largebatch
 from largebatch.optim import kappa
 from largebatch.reference import lion
 from tests.conftest import assert_close, assert_holds
-from tests.helpers import AdanOracle, LambOracle, LarsOracle, LionKOracle, problem, same_bits
+from tests.helpers import (
+    AdanOracle,
+    LambOracle,
+    LarsOracle,
+    LionKOracle,
+    problem,
+    run_ranks,
+    same_bits,
+)
 from tests.optim import sharded_worker as worker
 
 # Sizes that single elements of averages of the gradient are held against: they may cancel.
@@ -30,35 +32,11 @@ TYPICAL = {
     "neg_pre_grad": 1e-3,
 }
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Run both processes once; return what each of them ended with."""
-    if not torch.distributed.is_available():
-        pytest.skip("this torch has no torch.distributed")
-    folder = tmp_path_factory.mktemp("ranks")
-    library = str(Path(largebatch.__file__).parents[1])
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": library}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.optim.sharded_worker", str(rank), str(folder)],
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(worker.WORLD)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for process, error in zip(ranks, errors, strict=True):
-        assert process.returncode == 0, error
-    return [torch.load(folder / f"{rank}.pt") for rank in range(worker.WORLD)]
+    """Run the processes once; return what each of them ended with."""
+    return run_ranks("tests.optim.sharded_worker", worker.WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 def solved(oracle_type, shapes, options, dtype=torch.float32):
