@@ -254,6 +254,26 @@ def test_equals_beyond_a_block_of_a_sort_go_by_index():
     assert kappa.LInf("none").subgradient(torch.ones(5000)).argmax() == 0
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 40, 499, 500, 900])
+def test_ranks_are_those_of_a_stable_sort(count):
+    v = torch.randint(-9, 10, (500,), generator=torch.Generator().manual_seed(0)).float()
+    v[17], v[400] = -INF, INF
+    order = sorted(range(500), key=lambda i: (-abs(v[i].item()), i))
+    weights = tuple(1 - i / 1000 for i in range(count))
+    expected = torch.zeros(500)
+    for i, w in zip(order, weights, strict=False):
+        expected[i] = w * torch.sign(v[i])
+    assert torch.equal(kappa.SortedL1(weights).subgradient(v), expected)
+    assert torch.equal(kappa.TopK(count).subgradient(v), torch.sign(expected))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_what_is_not_a_number_takes_a_rank_and_moves_nothing(count):
+    v = torch.tensor([1.0, math.nan, -3.0, 2.0, math.nan])
+    u = kappa.TopK(count).subgradient(v)
+    assert u.tolist() == [count > 4, 0, -(count > 2), count > 3, 0]
+
+
 @pytest.mark.parametrize("bad", [math.nan, INF, -INF])
 def test_a_bad_element_stays_in_its_group(bad):
     v = points()[0].float()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 the largebatch authors
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of the magnitudes in order; they sort the tensor and step through torch ops."""
+"""Functions of the magnitudes in order; the largest are selected and sorted by torch ops."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,31 @@ from . import _projections as projections
 from ._base import Kappa, integer, number, refuse
 
 
+def _largest(magnitudes, count):
+    """Return the indices of the largest, from the largest on, of equals the lowest index first."""
+    if count < magnitudes.numel() and magnitudes.device.type == "cpu":
+        # Selecting takes a fraction of a sort. Not on a GPU: the host would wait for the number.
+        least = magnitudes.topk(count).values[-1]
+        candidates = (~(magnitudes < least)).nonzero().squeeze(1)  # NaN is the largest
+    else:
+        candidates = torch.arange(magnitudes.numel(), device=magnitudes.device)
+    order = magnitudes[candidates].argsort(descending=True, stable=True)
+    return candidates[order[:count]]
+
+
 class _Ordered(Kappa):
-    """Weights by rank: ``_weights(v)`` for magnitudes from the largest to the smallest."""
+    """Weights by rank: ``_weights(v)`` for magnitudes from the largest to the smallest.
+
+    ``_ranks`` is how many of them are not 0.
+    """
 
     def _weights(self, v):
         raise NotImplementedError
 
     def _subgradient(self, v):
         flat = v.reshape(-1)
-        order = flat.abs().argsort(descending=True, stable=True)  # of equals the lowest index first
-        u = torch.zeros_like(flat).scatter(0, order, self._weights(flat))
+        order = _largest(flat.abs(), self._ranks)
+        u = torch.zeros_like(flat).scatter(0, order, self._weights(flat)[: order.numel()])
         return (u * torch.sign(flat)).reshape(v.shape)
 
     def _value(self, v):
@@ -39,7 +54,7 @@ class TopK(_Ordered):
 
     u = sign(v) on those k (of equals the lowest row-major indices), else 0. K* = 0 where max \|z\|
     <= 1 and the sum of \|z\| is at most k: weights end in the box \|x\| <= t and their l1 norm at
-    k t or less, t = 1 / weight_decay. Sorts.
+    k t or less, t = 1 / weight_decay.
 
     Parameters
     ----------
@@ -58,6 +73,10 @@ class TopK(_Ordered):
     def _check(self):
         integer(self, "k", self.k)
 
+    @property
+    def _ranks(self):
+        return self.k
+
     def _weights(self, v):
         return (torch.arange(v.numel(), device=v.device) < self.k).to(v.dtype)
 
@@ -71,7 +90,7 @@ class SortedL1(_Ordered):
 
     u = sign(v) w_rank (of equals the lowest row-major index first). K* = 0 where the j largest
     \|z\| sum to at most w_1 + .. + w_j for every j, the signed permutahedron of w: weights end in t
-    times that, t = 1 / weight_decay. Sorts. Bogdan et al. 2015, "SLOPE", arXiv 1407.3824.
+    times that, t = 1 / weight_decay. Bogdan et al. 2015, "SLOPE", arXiv 1407.3824.
 
     Parameters
     ----------
@@ -97,6 +116,10 @@ class SortedL1(_Ordered):
         if not weights or weights[0] == 0 or list(weights) != sorted(weights, reverse=True):
             refuse(self, "weights", given, expected)
         self._set("weights", weights)
+
+    @property
+    def _ranks(self):
+        return len(self.weights)
 
     def _weights(self, v):
         w = torch.zeros_like(v)
