@@ -46,6 +46,13 @@ struct LionCall {
   StepInputs inputs;
 };
 
+// Whether something of a tensor is rounded stochastically.
+LB_HD bool lion_draws(const Row& row, const LionScalars& scalars) {
+  return scalars.stochastic &&
+         (row.dtypes[kLionWeights] == DType::bfloat16 ||
+          row.dtypes[kLionExpAvg] == DType::bfloat16 || row.dtypes[kLionExpAvg] == DType::int8);
+}
+
 // Whether the groups of a tensor need a pass of their own.
 LB_HD bool lion_in_parts(LionKappa kappa, const Cut& cut) {
   return cut.parts > 1 || (kappa == LionKappa::l2_inf && cut.num_tiles() > 1);

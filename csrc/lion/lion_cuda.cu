@@ -130,14 +130,32 @@ __device__ __forceinline__ int32_t plain_tile(const Row& row, const G* g,
   return nonfinite;
 }
 
+// Gradient and c of a quad, and its next momentum. Returns how many of c are not finite.
+template <class R, class G>
+__device__ __forceinline__ int32_t load_directions(const Row& row, const G* g,
+                                                   const LionRule<R>& rule, int64_t i, int count,
+                                                   R (&gradient)[kQuad], R (&c)[kQuad],
+                                                   R (&momentum)[kQuad]) {
+  real_t<G> grad[kQuad];
+  load_quad(g + i, count, grad);
+  load_momentum(row, i, count, momentum);
+  int32_t nonfinite = 0;
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k) {
+    gradient[k] = rule.gradient(R(grad[k]));
+    c[k] = rule.direction(gradient[k], momentum[k]);
+    momentum[k] = rule.momentum(gradient[k], momentum[k]);
+    if (k < count && is_nonfinite(c[k])) ++nonfinite;
+  }
+  return nonfinite;
+}
+
 // Weights, momentum and copy of a quad, rounded as their types need.
 template <class W, class R>
 __device__ __forceinline__ void store_all(const Row& row, const LionScalars& scalars, int64_t i,
                                           int count, const R (&weight)[kQuad],
                                           const R (&momentum)[kQuad]) {
-  const bool random = scalars.stochastic && (row.dtypes[kLionWeights] == DType::bfloat16 ||
-                                             row.dtypes[kLionExpAvg] == DType::bfloat16 ||
-                                             row.dtypes[kLionExpAvg] == DType::int8);
+  const bool random = lion_draws(row, scalars);
   uint32_t words[kQuad] = {};
   if (random) load_words(scalars.random, i, words);
   store_momentum(row, i, count, momentum, random, words);
@@ -166,22 +184,13 @@ __device__ __forceinline__ int32_t general_tile(const Row& row, const G* g,
     const int64_t offset = first + int64_t(threadIdx.x % 32) * kQuad, i = tile.start + offset;
     const int64_t rest = tile.numel - offset;
     const int count = rest <= 0 ? 0 : rest < kQuad ? int(rest) : kQuad;
-    R weight[kQuad], momentum[kQuad], u[kQuad];
-    real_t<G> grad[kQuad];
+    R weight[kQuad], gradient[kQuad], c[kQuad], momentum[kQuad];
     load_quad(p + i, count, weight);
-    load_quad(g + i, count, grad);
-    load_momentum(row, i, count, momentum);
-#pragma unroll
-    for (int k = 0; k < kQuad; ++k) {
-      const R gradient = rule.gradient(R(grad[k]));
-      u[k] = rule.direction(gradient, momentum[k]);
-      momentum[k] = rule.momentum(gradient, momentum[k]);
-      if (k < count && is_nonfinite(u[k])) ++nonfinite;
-    }
+    nonfinite += load_directions(row, g, rule, i, count, gradient, c, momentum);
     visit_kappa<R>(scalars.kappa, scalars.parameter, [&](auto subgradient) {
       const R e = R(scalars.parameter);
 #pragma unroll
-      for (int k = 0; k < kQuad; ++k) weight[k] = rule.weights(weight[k], subgradient(u[k], e));
+      for (int k = 0; k < kQuad; ++k) weight[k] = rule.weights(weight[k], subgradient(c[k], e));
     });
     store_all<W>(row, scalars, i, count, weight, momentum);
   }
@@ -321,19 +330,11 @@ __device__ __forceinline__ int32_t group_tile(const Row& row, const G* g,
     const int64_t i = block.start + n / chunks * row.cut.columns + column;
     const int64_t rest = block.columns - column;
     const int count = rest <= 0 ? 0 : rest < kQuad ? int(rest) : kQuad;
-    R weight[kQuad], momentum[kQuad], c[kQuad];
-    real_t<G> grad[kQuad];
+    R weight[kQuad], gradient[kQuad], c[kQuad], momentum[kQuad];
     load_quad(p + i, count, weight);
-    load_quad(g + i, count, grad);
-    load_momentum(row, i, count, momentum);
+    nonfinite += load_directions(row, g, rule, i, count, gradient, c, momentum);
 #pragma unroll
-    for (int k = 0; k < kQuad; ++k) {
-      const R gradient = rule.gradient(R(grad[k]));
-      c[k] = rule.direction(gradient, momentum[k]);
-      momentum[k] = rule.momentum(gradient, momentum[k]);
-      if (k < count && is_nonfinite(c[k])) ++nonfinite;
-      c[k] = reduced(scalars, c[k], gradient);
-    }
+    for (int k = 0; k < kQuad; ++k) c[k] = reduced(scalars, c[k], gradient[k]);
     visit_group_kappa<R>(scalars.kappa, scalars.parameter, [&](auto subgradient) {
       for (int k = 0; k < count; ++k) {
         const R u = subgradient(c[k], stats[(column + k) / block.width], i + k);

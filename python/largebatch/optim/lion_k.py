@@ -53,7 +53,8 @@ class LionK(Lion):
     128. 20 B per fp32 parameter where K is a sum over elements or over groups that fit a tile of
     16384 elements, else 28. Of a sharded parameter each rank steps its own part if K is a sum over
     elements, or over groups of which every rank holds whole ones; else the whole c is gathered on
-    every rank. ("Lowest index", by which equals are told apart, is that in memory.)
+    every rank. ("Lowest index", by which equals are told apart, is that in memory where a kernel
+    steps, else row-major; one and the same for contiguous parameters.)
 
     Examples
     --------
