@@ -27,9 +27,10 @@ def device(request):
 def bench_model(benchmark, device, request):
     """Time a call over the tensors of a model; note bytes and memory."""
 
-    def run(family, implementation, shapes, prepare, bytes_per_param=None):
+    def run(family, implementation, shapes, prepare, bytes_per_param=None, models=SHAPES):
         torch.manual_seed(0)
-        tensors = [0.02 * torch.randn(shape, device=device) for shape in SHAPES[shapes]]
+        tensors = [0.02 * torch.randn(shape, device=device) for shape in models[shapes]]
+        elements = numel(models[shapes])
         try:
             work = prepare(tensors)
         except ImportError as error:
@@ -49,10 +50,10 @@ def bench_model(benchmark, device, request):
             **times,
         }
         extra = row.pop("extra_memory")
-        row["extra_memory_percent"] = None if extra is None else 100 * extra / (4 * numel(shapes))
+        row["extra_memory_percent"] = None if extra is None else 100 * extra / (4 * elements)
         if bytes_per_param is not None:
             row["bytes_per_param"] = bytes_per_param
-            row["bytes"] = bytes_per_param * numel(shapes)
+            row["bytes"] = bytes_per_param * elements
             row["GBps"] = row["bytes"] / row["median_ms"] / 1e6
             row["percent_of_copy"] = 100 * row["GBps"] / row["copy_GBps"]
         benchmark.extra_info.update(row)

@@ -34,6 +34,20 @@ SHAPES = {
 }
 
 
-def numel(name):
-    """Return the number of parameters."""
-    return sum(prod(shape) for shape in SHAPES[name])
+def _factors(hidden, layers, feed_forward):
+    """Both factors of the linear layers of an encoder, biases folded into those of the inputs."""
+    layer = [*[hidden, hidden + 1] * 4, feed_forward, hidden + 1, hidden, feed_forward + 1]
+    return [(order, order) for order in layer * layers]
+
+
+# Kronecker factors: one that a cache holds, one that none does, and those of a model.
+FACTORS = {
+    "d = 1024": [(1024, 1024)],
+    "d = 4096": [(4096, 4096)],
+    "bert-35m": _factors(hidden=576, layers=4, feed_forward=2304),
+}
+
+
+def numel(shapes):
+    """Return the number of elements."""
+    return sum(prod(shape) for shape in shapes)

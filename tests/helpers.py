@@ -297,6 +297,25 @@ class Padded:
         return bool((self.buffer[outside] == self.SENTINEL).all())
 
 
+HUGE = 2**31 + 5  # elements, more than 32 bits can count
+
+
+def free_gib(device):
+    """Return how much memory is free."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0] / 2**30
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(line for line in lines if line.startswith("MemAvailable:"))
+    return int(available.split()[1]) / 2**20
+
+
+def need(bytes_per_element, device):
+    """Skip the test unless HUGE elements of so many bytes fit."""
+    gib, free = HUGE * bytes_per_element / 2**30 + 1, free_gib(device)
+    if free < gib:
+        pytest.skip(f"needs {gib:.0f} GiB of memory on {device}, {free:.0f} are free")
+
+
 def timm_optimizer(module, name):
     """Return an optimizer of timm, as the benchmarks import it, or skip the test."""
     import baselines  # of bench/, which pytest puts on the path

@@ -20,6 +20,7 @@ DType dtype_of_dlpack(dlpack::DataType dtype) {
   if (dtype.lanes != 1) return DType::other;
   if (dtype.code == dlpack::kBfloat && dtype.bits == 16) return DType::bfloat16;
   if (dtype.code == dlpack::kInt && dtype.bits == 8) return DType::int8;
+  if (dtype.code == dlpack::kInt && dtype.bits == 64) return DType::int64;
   if (dtype.code != dlpack::kFloat) return DType::other;
   switch (dtype.bits) {
     case 16:
@@ -224,7 +225,15 @@ void ArrayList::add(size_t i, const dlpack::Tensor& tensor) {
   view.data =
       tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset;
   views_.push_back(view);
-  watch_.add(view.data, size_t(view.numel) * ((view.dlpack_bits + 7u) / 8u),
+  int64_t elements = view.numel;  // in memory, with those between the rows of a view
+  if (view.strides != nullptr && view.numel > 0) {
+    int64_t reach = 0;
+    for (int32_t d = 0; d < view.ndim; ++d) {
+      reach += (view.shape[d] - 1) * std::max<int64_t>(view.strides[d], 0);
+    }
+    elements = std::max(elements, reach + 1);
+  }
+  watch_.add(view.data, size_t(elements) * ((view.dlpack_bits + 7u) / 8u),
              [&] { return label(i); });
 }
 

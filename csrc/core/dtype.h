@@ -19,6 +19,7 @@ enum class DType : uint8_t {
   bfloat16,
   float64,
   int8,   // codes of a quantised state
+  int64,  // counts and indices
   other,  // a type that no kernel of the library takes: named in errors by its DLPack code
 };
 
@@ -36,6 +37,8 @@ constexpr const char* name(DType dtype) {
       return "float64";
     case DType::int8:
       return "int8";
+    case DType::int64:
+      return "int64";
     case DType::other:
       break;
   }
@@ -52,6 +55,7 @@ constexpr int64_t size_of(DType dtype) {
     case DType::float32:
       return 4;
     case DType::float64:
+    case DType::int64:
       return 8;
     default:
       return 0;

@@ -23,7 +23,7 @@ bool same_kernel(const Entry& a, const Entry& b) {
 bool same_but_for_gradient(const Entry& a, const Entry& b) {
   return std::memcmp(a.data, b.data, sizeof a.data) == 0 && same_kernel(a, b) && a.step == b.step &&
          a.numel == b.numel && a.group == b.group && a.id == b.id && a.columns == b.columns &&
-         a.width == b.width;
+         a.width == b.width && a.stride == b.stride;
 }
 
 int64_t bytes_per_element(const Row& row) {
@@ -109,6 +109,7 @@ void Plan::build() {
     row.cut = cut;
     row.first_group = groups_;
     row.first_part = parts_;
+    row.stride = entry.stride;
 
     if (before == nullptr || !same_kernel(*before, entry)) {
       segments_.push_back({int32_t(rows_.size()), 0, row.first_tile, 0});

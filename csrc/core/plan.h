@@ -33,6 +33,7 @@ struct Entry {
   uint64_t id;      // what keys its random bits
   int64_t columns;  // how groups of its elements lie, see Cut; 0: it has none
   int64_t width;
+  int64_t stride;  // elements from one row of a matrix to the next, where its family asks for it
 };
 
 // One tensor as kernels see it.
@@ -50,6 +51,7 @@ struct Row {
   Cut cut;
   int64_t first_group;  // groups of all rows before this one
   int64_t first_part;   // and parts of groups
+  int64_t stride;
   DType dtypes[kMaxRoles];
   DType grad_dtype;
 

@@ -3,7 +3,6 @@
 """Sizes, layouts and values at which kernels break, for every optimizer on every backend."""
 
 import functools
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 import largebatch
 from tests.conftest import assert_close, assert_matches
-from tests.helpers import Padded, leaves, problem, run
+from tests.helpers import HUGE, Padded, leaves, need, problem, run
 
 # Around vectors, warps and tiles (2^14) and beyond; empty ones first, last and in between.
 SIZES = [0, 0, 1, 2, 3, 5, 31, 32, 33, 511, 16383, 0, 16384, 16385, 65535, 65536, 65537, 0, 0]
@@ -209,23 +208,6 @@ def test_parameters_without_gradient_on_alternate_steps(backend, family):
 
 
 # ---- Beyond 32 bits ------------------------------------------------------------------------------
-
-HUGE = 2**31 + 5
-
-
-def free_gib(device):
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0] / 2**30
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available = next(line for line in lines if line.startswith("MemAvailable:"))
-    return int(available.split()[1]) / 2**20
-
-
-def need(bytes_per_element, device):
-    """Skip the test unless a tensor of so many bytes an element fits."""
-    gib, free = HUGE * bytes_per_element / 2**30 + 1, free_gib(device)
-    if free < gib:
-        pytest.skip(f"needs {gib:.0f} GiB of memory on {device}, {free:.0f} are free")
 
 
 @pytest.fixture(scope="module", params=["cpu", "cuda"])  # in the best instruction set

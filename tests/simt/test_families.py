@@ -70,7 +70,21 @@ def halves():
     return ops.half_dots(*lists[:2], ((2, 0), (-2, 2)), exp_avg_sq=lists[2])
 
 
-@pytest.mark.parametrize("call", [norms, halves])
+def kron():
+    """Return all bits after updates of factors of several panels, one of them with a bad vector."""
+    results = []
+    for dtype, variant, norm in ((torch.float32, "leaky", "max"), (torch.float64, "exact", "inf")):
+        factors = [torch.eye(d, dtype=dtype) for d in (17, 0, 1, 300, 40)]
+        vectors = [torch.linspace(0.01, 0.2, len(m), dtype=dtype) for m in factors]
+        vectors[-1][7] = torch.nan
+        for _ in range(2):
+            options = dict(variant=variant, stabilizer_norm=norm)
+            results += ops.kron_rank1_update(factors, vectors, **options)
+        results += factors
+    return results
+
+
+@pytest.mark.parametrize("call", [norms, halves, kron])
 def test_the_schedule_changes_no_bit_of_a_sum(call, monkeypatch):
     use_simt(monkeypatch)
     results = under_each_seed(monkeypatch, call)
@@ -90,6 +104,7 @@ def test_no_kernel_races(family, monkeypatch):
     under_each_seed(monkeypatch, partial(steps, spoil=True), family, racecheck=True)
     under_each_seed(monkeypatch, norms, racecheck=True)
     under_each_seed(monkeypatch, halves, racecheck=True)
+    under_each_seed(monkeypatch, kron, racecheck=True)
 
 
 @pytest.mark.parametrize("k", REDUCING, ids=repr)
@@ -133,7 +148,7 @@ def test_each_barrier_is_missed(barrier, kernels, monkeypatch):
     reducing = [partial(groups, k) for k in REDUCING]
     for seed in SEEDS:
         monkeypatch.setenv("LARGEBATCH_SIMT_SEED", str(seed))
-        for work in (norms, halves, two_sums_in_one_kernel, *runs, *reducing):
+        for work in (norms, halves, kron, two_sums_in_one_kernel, *runs, *reducing):
             try:
                 work()
             except RuntimeError as error:

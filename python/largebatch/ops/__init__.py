@@ -8,6 +8,7 @@ are shared and not copied.
 
 from .adan import adan_step
 from .agvm import half_dots
+from .kron import kron_rank1_update
 from .lamb import lamb_apply, lamb_moments
 from .lars import lars_apply, lars_norms
 from .lion import lion_step
@@ -16,6 +17,7 @@ from .norm import multi_tensor_norm, multi_tensor_sq_sum
 __all__ = [
     "adan_step",
     "half_dots",
+    "kron_rank1_update",
     "lamb_apply",
     "lamb_moments",
     "lars_apply",

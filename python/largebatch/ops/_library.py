@@ -31,20 +31,27 @@ def as_tensors(op, **lists):
             )
         tensors = []
         for i, array in enumerate(arrays):
-            if not isinstance(array, torch.Tensor):
-                array = _as_tensor(op, f"{argument}[{i}]", array)
-            first = first or (array.device, f"{argument}[{i}]")
-            if array.device != first[0]:
-                raise ValueError(
-                    f"{op}: {argument}[{i}] is on {array.device}, expected {first[0]} like "
-                    f"{first[1]}."
-                )
-            tensors.append(array)
+            tensor = as_tensor(op, f"{argument}[{i}]", array, first)
+            first = first or (tensor.device, f"{argument}[{i}]")
+            tensors.append(tensor)
         found.append(tensors)
     return found
 
 
-def _as_tensor(op, label, array):
+def as_tensor(op, label, array, first=None):
+    """Return an array of any library as a torch tensor that shares its memory.
+
+    first : (device, name) of the argument that it has to be on one device with.
+    """
+    tensor = array if isinstance(array, torch.Tensor) else _share(op, label, array)
+    if first is not None and tensor.device != first[0]:
+        raise ValueError(
+            f"{op}: {label} is on {tensor.device}, expected {first[0]} like {first[1]}."
+        )
+    return tensor
+
+
+def _share(op, label, array):
     if not hasattr(array, "__dlpack__"):
         raise TypeError(
             f"{op}: {label} is a {type(array).__name__}, expected a torch, NumPy or CuPy array."
