@@ -10,5 +10,6 @@ from .lamb import LAMB
 from .lars import LARS
 from .lion import Lion
 from .lion_k import LionK
+from .mkor import MKOR
 
-__all__ = ["AGVM", "LAMB", "LARS", "Adan", "Lion", "LionK", "kappa", "param_groups"]
+__all__ = ["AGVM", "LAMB", "LARS", "MKOR", "Adan", "Lion", "LionK", "kappa", "param_groups"]

@@ -1,0 +1,64 @@
+# SPDX-FileCopyrightText: 2026 the largebatch authors
+# SPDX-License-Identifier: Apache-2.0
+"""Ten steps of an optimizer without and with MKOR, whose factors are updated in one of them.
+
+The linear layers of a small encoder, biases folded. What MKOR adds is two products with factors in
+each step, and the updates: bench/reproduce/mkor/frequency.py has whole iterations of training.
+"""
+
+import pytest
+import torch
+
+from largebatch.optim import LAMB, MKOR
+
+ENCODER = {  # weights and biases, in pairs
+    "bert-3m": [
+        shape
+        for _ in range(4)
+        for rows, columns in [*[(256, 256)] * 4, (1024, 256), (256, 1024)]
+        for shape in ((rows, columns), (rows,))
+    ]
+}
+
+
+def _layers(tensors):
+    layers = torch.nn.ModuleList()
+    for weight, bias in zip(tensors[::2], tensors[1::2], strict=True):
+        layer = torch.nn.Linear(*reversed(weight.shape), device="meta")
+        layer.weight, layer.bias = torch.nn.Parameter(weight), torch.nn.Parameter(bias)
+        layers.append(layer)
+    for p in layers.parameters():
+        p.grad = 1e-3 * torch.randn_like(p)
+    return layers
+
+
+def _ten(optimizer):
+    def steps():
+        for _ in range(10):
+            optimizer.step()
+
+    return steps
+
+
+def _backend(tensors):
+    return _ten(LAMB(_layers(tensors).parameters(), lr=1e-4))
+
+
+def _mkor(tensors, **settings):
+    layers = _layers(tensors)
+    # Statistics out of the gradients: there is no forward pass here for hooks to see.
+    return _ten(MKOR(layers, LAMB(layers.parameters(), lr=1e-4), stats="grad", **settings))
+
+
+FAMILY = {
+    "largebatch": _mkor,
+    "largebatch, right side only": lambda tensors: _mkor(tensors, sides="R"),
+    "largebatch, updates in torch": lambda tensors: _mkor(tensors, fused=False),
+    "LAMB alone": _backend,
+}
+
+
+@pytest.mark.parametrize("implementation", FAMILY)
+@pytest.mark.parametrize("shapes", ENCODER)
+def bench_mkor(bench_model, shapes, implementation):
+    bench_model("mkor", implementation, shapes, FAMILY[implementation], models=ENCODER)
