@@ -4,9 +4,10 @@
 // Rank-1 updates of factors on the CPU, in waves of factors that stay in the cache between the two
 // passes.
 //
-// Reading one triangle in the first pass, for 2.5 d^2 elements in place of 3, was measured and
-// gains nothing: factors that fit no cache take as long within 2%, at nine tenths of a copy's
-// bandwidth.
+// Reading one triangle alone was measured and is not faster: for the product (2.5 d^2 elements in
+// place of 3) factors that fit no cache take as long within 2%; for the update as well (2 d^2),
+// whose other triangle is then written in transposed blocks past the cache, 1.2 times as long and
+// more.
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "kron/kron.h"

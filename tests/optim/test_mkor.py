@@ -211,3 +211,23 @@ def test_same_bits_on_every_run(backend):
         train(mkor, model, batches(5, device=backend.device))
         results.append(snapshot(mkor) + flat(mkor.factors))
     assert same_bits(*results)
+
+
+@pytest.mark.parametrize("blocks", [{}, dict(max_factor_dim=10, large_dims="block")], ids=str)
+def test_factors_in_padded_storage_are_the_same(monkeypatch, blocks):
+    """On a GPU they are padded such that tensor cores find them aligned."""
+    results = []
+    for multiple in (1, 16):
+        monkeypatch.setattr(
+            "largebatch.optim._factors.padded", lambda d, _, m=multiple: -(-d // m) * m
+        )
+        model = network()
+        mkor = make(model, update_every=2, **blocks)
+        # Should anything be left of what was there, it would show.
+        take = mkor._scratch.take
+        mkor._scratch.take = lambda *a, take=take: [t.fill_(torch.nan) for t in take(*a)]
+        train(mkor, model, batches(4))
+        factors = mkor.factors.values()
+        blocks_of = [m if isinstance(m, list) else [m] for own in factors for m in own.values()]
+        results.append([*model.parameters(), *(m for own in blocks_of for m in own)])
+    assert setting.largest_error(*results) < 1e-6

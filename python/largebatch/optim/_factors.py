@@ -58,6 +58,7 @@ class Side:
         for b, span in enumerate(self.spans):
             n = span.stop - span.start
             out[:, span] = torch.bmm(stack[b :: self.blocks, :n, :n], x[:, span])
+        out[:, self.spans[-1].stop :] = 0
 
 
 class ShapeGroup:

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An optimizer around another: for schedulers, loss scalers and loops the two are one."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+import torch
 from torch.optim import Optimizer
 
 
@@ -60,3 +61,38 @@ class Wrapper(Optimizer):
     def __getstate__(self):
         """Return all there is, to be copied: the base class knows of groups and state only."""
         return self.__dict__.copy()
+
+
+class UnscalingWrapper(Wrapper):
+    """One that knows the scale of a GradScaler whatever the optimizer it wraps does with it.
+
+    For an optimizer that knows none it does what the scaler would have done: leave out the step, or
+    unscale the gradients.
+    """
+
+    @property
+    def _step_supports_amp_scaling(self):
+        return True
+
+    @property
+    def _does_the_rest(self):
+        return not super()._step_supports_amp_scaling
+
+    def _is_skipped(self):
+        """Tell whether the step is to be left out here: the optimizer would not know."""
+        found_inf = self._mark("found_inf")
+        return self._does_the_rest and found_inf is not None and bool(found_inf.item())
+
+    def _add_unscaled(self, given):
+        """Unscale {parameter: gradient for the step}, with those that are not in it, if need be."""
+        scale = self._mark("grad_scale")
+        if not self._does_the_rest or scale is None:
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p not in given:
+                    given[p] = p.grad.clone()
+        torch._foreach_mul_(list(given.values()), scale.double().reciprocal().float())
+
+    def _marked(self):
+        return nullcontext() if self._does_the_rest else super()._marked()

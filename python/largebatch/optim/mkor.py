@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """MKOR: second-order preconditioning of linear layers, around any optimizer."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -13,10 +12,10 @@ from ._hybrid import Hybrid
 from ._layers import find_layers
 from ._mkor_checks import FORMAT, check_settings, check_state
 from ._statistics import Statistics, clip, from_gradients
-from ._wrapper import Wrapper
+from ._wrapper import UnscalingWrapper
 
 
-class MKOR(Wrapper):
+class MKOR(UnscalingWrapper):
     r"""Momentum-enabled Kronecker-factor-based optimizer using rank-1 updates; MKOR-H.
 
     For every linear layer and convolution, with G its gradient ``[d_out, d_in]`` (the bias's a
@@ -331,12 +330,12 @@ class MKOR(Wrapper):
         given = {}
         for group in self._groups:
             given |= group.precondition(self._scratch, self._settings.fused)
-        self._unscale(given)
+        self._add_unscaled(given)
         kept = {param: param.grad for param in given}
         try:
             for param, grad in given.items():
                 param.grad = grad
-            with self._marked() if super()._step_supports_amp_scaling else nullcontext():
+            with self._marked():
                 self.optimizer.step()
         finally:
             for param, grad in kept.items():
@@ -364,28 +363,6 @@ class MKOR(Wrapper):
         waiting = hybrid is not None and not self.first_order and not hybrid.observed
         if waiting and hybrid.due(self._steps):
             fail("hybrid needs losses, got none yet. Call observe_loss or pass a closure.")
-
-    @property
-    def _step_supports_amp_scaling(self):  # so that the scale is known here, whoever unscales
-        return True
-
-    def _is_skipped(self):
-        """Tell, for an optimizer that knows no scaler, whether one would leave out its step."""
-        if super()._step_supports_amp_scaling:
-            return False
-        found_inf = self._mark("found_inf")
-        return found_inf is not None and bool(found_inf.item())
-
-    def _unscale(self, given):
-        """Add the gradients it lacks, and unscale all, for an optimizer that knows no scaler."""
-        scale = self._mark("grad_scale")
-        if super()._step_supports_amp_scaling or scale is None:
-            return
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and p not in given:
-                    given[p] = p.grad.clone()
-        torch._foreach_mul_(list(given.values()), scale.double().reciprocal().float())
 
     def _update(self):
         """Take the statistics into the factors, on the device."""
