@@ -110,6 +110,26 @@ def final_losses():
     }
 
 
+def draw(alone, rows):
+    """Return the figure."""
+    chart, (left, right) = common.figure(2, width=8.4, height=3.6)
+    left.axhline(alone, color=common.COLORS["LAMB"], linestyle="--", label="LAMB alone")
+    color = common.COLORS["LAMB + MKOR"]
+    left.plot(EVERY, [row["milliseconds"] for row in rows], "o-", color=color, label="LAMB + MKOR")
+    left.set_ylim(0, 1.15 * max(row["milliseconds"] for row in rows))
+    left.set_ylabel("ms a step, small BERT")
+    left.legend(frameon=False, loc="lower left")
+    by_seed = list(zip(*(row["loss"] for row in rows), strict=True))
+    common.band(right, EVERY, by_seed, color, "LAMB + MKOR", marker="o")
+    right.set_ylabel("squared error, autoencoder")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xticks(EVERY, [str(every) for every in EVERY])
+        axes.minorticks_off()
+        axes.set_xlabel("update_every")
+    return chart
+
+
 def main(path):
     """Run everything, print a table, write figure and JSON."""
     torch.set_num_threads(1)
@@ -128,21 +148,7 @@ def main(path):
         rows.append({"update_every": every, "milliseconds": milliseconds, "loss": losses[every]})
         print(f"{every:<24}{milliseconds:>10.2f}{100 * (milliseconds / alone - 1):>10.1f}%"
               f"{common.spread(losses[every]):>28}")  # fmt: skip
-    chart, (left, right) = common.figure(2, width=8.4, height=3.6)
-    left.axhline(alone, color=common.COLORS["LAMB"], linestyle="--", label="LAMB alone")
-    color = common.COLORS["LAMB + MKOR"]
-    left.plot(EVERY, [row["milliseconds"] for row in rows], "o-", color=color, label="LAMB + MKOR")
-    left.set_ylim(bottom=0)
-    left.set_ylabel("ms a step, small BERT")
-    left.legend(frameon=False, loc="lower left")
-    by_seed = list(zip(*losses.values(), strict=True))
-    common.band(right, EVERY, by_seed, color, "LAMB + MKOR", marker="o")
-    right.set_ylabel("squared error of a test image, autoencoder")
-    for axes in (left, right):
-        axes.set_xscale("log")
-        axes.set_xticks(EVERY, [str(every) for every in EVERY])
-        axes.minorticks_off()
-        axes.set_xlabel("update_every")
+    chart = draw(alone, rows)
     common.save(chart, path, {"lamb_milliseconds": alone, "parts": parts, "rows": rows})
 
 
