@@ -477,3 +477,29 @@ def test_losses_that_are_not_finite_leave_the_average():
         rule.observe(loss)
     assert rule.average == 5.0
     assert switch([math.nan] * 200, **options) is None
+
+
+def test_shapes_and_scales_are_those_of_curvlinops():
+    curvlinops = pytest.importorskip(
+        "curvlinops", reason="needs curvlinops-for-pytorch, which brings a dozen packages"
+    )
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 3).double()
+    x, y = torch.randn(16, 5).double(), torch.randint(3, (16,))
+    params = list(layer.parameters())
+    kfac = curvlinops.KFACLinearOperator(
+        layer,
+        nn.CrossEntropyLoss(),
+        params,
+        [(x, y)],
+        fisher_type="empirical",
+        separate_weight_and_bias=False,
+    )
+    output = layer(x)
+    (grads,) = torch.autograd.grad(F.cross_entropy(output, y), output)
+    left, right = torch.zeros(3, 3).double(), torch.zeros(6, 6).double()
+    mkor.kfac_update(left, right, F.pad(x, (0, 1), value=1.0), grads, 0.0)
+    weight, bias = torch.randn(3, 5).double(), torch.randn(3).double()
+    product = kfac @ torch.cat([weight.flatten(), bias])
+    expected = left @ torch.cat([weight, bias[:, None]], dim=1) @ right
+    assert_close(product, torch.cat([expected[:, :5].flatten(), expected[:, 5]]), "formula")
