@@ -63,18 +63,6 @@ def test_same_bits_on_every_run_in_any_company_and_any_storage(backend, variant,
         assert same_bits(results(rows.tensors, padded.tensors), first)
 
 
-def test_rows_apart_change_no_bit_where_they_just_fit_a_cache(backend):
-    if backend.name == "simt":
-        pytest.skip("millions of elements")
-    before, v = large(2500, F32, backend.device)
-    results = []
-    for gap in (0, 60):  # 23.8 and 24.4 MiB
-        rows = PaddedRows([before], gap)
-        norms, _ = update(rows.tensors, [v])
-        results.append([*copies(rows.tensors), norms])
-    assert same_bits(*results)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", ["leaky", "exact"])
 def test_number_of_threads(backend, variant, dtype):

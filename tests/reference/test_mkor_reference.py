@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from largebatch.reference import kron, mkor
+from largebatch.reference import kfac, kron, mkor
 from tests.conftest import assert_close
 from tests.helpers import same_bits
 
@@ -124,7 +124,7 @@ def test_clipping_keeps_what_is_not_finite():
 def test_preconditioning_is_the_inverse_of_a_kronecker_product():
     # vec stacks columns: (R x L)^-1 vec(G) = vec(L^-1 G R^-1).
     L, R, G = definite(3), definite(4, seed=1), gaussian(3, 4)
-    found = mkor.precondition(G, *mkor.kfac_inverses(L, R, damping=0.0))
+    found = mkor.precondition(G, *kfac.kfac_inverses(L, R, damping=0.0))
     expected = torch.linalg.solve(torch.kron(R, L), G.T.flatten()).view(4, 3).T
     assert_close(found, expected, "fp64")
 
@@ -133,7 +133,7 @@ def test_factors_of_one_sample_are_its_fisher_matrix():
     layer, x = nn.Linear(4, 3, dtype=F64), gaussian(1, 4)
     (dy,) = differentiated(layer, x)
     L, R = torch.zeros(3, 3, dtype=F64), torch.zeros(5, 5, dtype=F64)
-    mkor.kfac_update(L, R, F.pad(x, (0, 1), value=1.0), dy, gamma=0.0)
+    kfac.kfac_update(L, R, F.pad(x, (0, 1), value=1.0), dy, gamma=0.0)
     vec = joined(layer.weight, layer.bias).T.flatten()
     assert_close(torch.kron(R, L), torch.outer(vec, vec), "formula")
 
@@ -243,7 +243,7 @@ def test_factors_move_only_when_an_update_is_due():
 def test_exact_in_batches_of_one_row_is_kfac():
     options = dict(gamma=0.9, update_every=2, warmup_steps=1)
     exact = mkor.MKOR(SHAPES, variant="exact", stabilizer_threshold=math.inf, **options)
-    dense = mkor.KFAC(SHAPES, damping=0.0, **options)
+    dense = kfac.KFAC(SHAPES, damping=0.0, **options)
     for batch in batches(steps=12, rows=1):
         assert_close(exact.step(batch), dense.step(batch), "fp64")
 
@@ -382,8 +382,8 @@ def test_statistics_that_are_not_finite_are_dropped_and_gradients_passed():
 
 
 def test_kfac_is_the_damped_inverse_of_moving_averages():
-    optimizer = mkor.KFAC(SHAPES, gamma=0.7, damping=0.3, update_every=2, rescaled=False)
-    scaled = mkor.KFAC(SHAPES, gamma=0.7, damping=0.3, update_every=2)
+    optimizer = kfac.KFAC(SHAPES, gamma=0.7, damping=0.3, update_every=2, rescaled=False)
+    scaled = kfac.KFAC(SHAPES, gamma=0.7, damping=0.3, update_every=2)
     factors = [[torch.eye(d, dtype=F64) for d in shape] for shape in SHAPES]
     for t, batch in enumerate(batches(steps=5)):
         found, kept = optimizer.step(batch), scaled.step(batch)
@@ -403,82 +403,6 @@ def test_kfac_is_the_damped_inverse_of_moving_averages():
             assert_close(kept[layer], expected * G.norm() / expected.norm(), "fp64")
 
 
-# ---- MKOR-H --------------------------------------------------------------------------------------
-
-
-def switch(losses, **options):
-    """Return the first step after which the switch has come, or None."""
-    rule = mkor.Hybrid(**options)
-    seen = [rule.observe(loss) for loss in losses]
-    assert seen == sorted(seen)  # one way
-    return seen.index(True) if True in seen else None
-
-
-def test_switch_of_a_loss_that_stops_falling():
-    options = dict(interval=10, patience=2, min_steps=0, momentum=0.0)
-    falling = [10.0 - 0.1 * t for t in range(51)]
-    assert switch(falling, **options) is None
-    # From 50 on it stands still: the checks at 60 and 70 see that.
-    assert switch(falling + [5.0] * 50, **options) == 70
-    assert switch(falling + [5.0] * 50, **{**options, "patience": 1}) == 60
-    # At a tenth of the rate and a bit more it goes on, at a bit less it does not.
-    for rate, expected in ((0.0101, None), (0.0099, 70)):
-        slower = [5.0 - rate * t for t in range(1, 50)]
-        assert switch(falling + slower, **options) == expected
-
-
-def test_switch_waits_for_min_steps_and_a_run_of_slow_checks():
-    still = [10.0] * 11 + [0.0] * 400  # falls once, between the checks at 10 and at 20
-    options = dict(interval=10, momentum=0.0)
-    assert switch(still, patience=3, min_steps=0, **options) == 50
-    assert switch(still, patience=3, min_steps=100, **options) == 120
-    assert switch(still, patience=3, min_steps=101, **options) == 130
-    # A fast check in between starts the count again.
-    again = [10.0] * 11 + [5.0] * 30 + [0.0] * 100
-    assert switch(again, patience=3, min_steps=0, **options) == 80
-
-
-def test_there_is_no_way_back():
-    losses = [10.0] * 11 + [9.0] * 100 + [float(-t) for t in range(100)]
-    assert switch(losses, interval=10, patience=2, min_steps=0, momentum=0.0) == 40
-
-
-@pytest.mark.parametrize("momentum", [0.95, 0.99])
-def test_rates_are_those_of_the_averaged_loss(momentum):
-    falls = [math.exp(-t / 15) for t in range(1000)]
-    step = switch(falls, momentum=momentum)
-    average, averages, rates = falls[0], [falls[0]], []
-    for t, loss in enumerate(falls):
-        average = momentum * average + (1 - momentum) * loss
-        if t > 0 and t % 20 == 0:
-            averages.append(average)
-            rates.append((averages[-2] - averages[-1]) / 20)
-    slow = [rate < 0.1 * max(rates[: k + 1]) for k, rate in enumerate(rates)]
-    checks = [k for k in range(4, len(slow)) if all(slow[max(4, k - 2) : k + 1]) and k >= 6]
-    assert step == 20 * (checks[0] + 1)
-    assert switch([1.0 / (1 + t) for t in range(141)]) == 140  # no earlier
-
-
-def test_loss_that_never_falls_does_not_switch():
-    assert switch([1.0] * 500) is None
-    assert switch([1.0 + t for t in range(500)]) is None
-
-
-def test_losses_that_are_not_finite_leave_the_average():
-    options = dict(interval=10, patience=2, min_steps=0)
-    losses = [max(10.0 - 0.1 * t, 5.0) for t in range(200)]
-    assert switch(losses, momentum=0.0, **options) == 70
-    for t in (0, 13, 50, 70):  # the first one, one between checks, at a check, at the last
-        broken = list(losses)
-        broken[t] = math.nan if t % 20 else math.inf
-        assert switch(broken, momentum=0.0, **options) == 70
-    rule = mkor.Hybrid(momentum=0.75)
-    for loss in (math.inf, 4.0, math.nan, 8.0):
-        rule.observe(loss)
-    assert rule.average == 5.0
-    assert switch([math.nan] * 200, **options) is None
-
-
 def test_shapes_and_scales_are_those_of_curvlinops():
     curvlinops = pytest.importorskip(
         "curvlinops", reason="needs curvlinops-for-pytorch, which brings a dozen packages"
@@ -487,7 +411,7 @@ def test_shapes_and_scales_are_those_of_curvlinops():
     layer = nn.Linear(5, 3).double()
     x, y = torch.randn(16, 5).double(), torch.randint(3, (16,))
     params = list(layer.parameters())
-    kfac = curvlinops.KFACLinearOperator(
+    theirs = curvlinops.KFACLinearOperator(
         layer,
         nn.CrossEntropyLoss(),
         params,
@@ -498,8 +422,8 @@ def test_shapes_and_scales_are_those_of_curvlinops():
     output = layer(x)
     (grads,) = torch.autograd.grad(F.cross_entropy(output, y), output)
     left, right = torch.zeros(3, 3).double(), torch.zeros(6, 6).double()
-    mkor.kfac_update(left, right, F.pad(x, (0, 1), value=1.0), grads, 0.0)
+    kfac.kfac_update(left, right, F.pad(x, (0, 1), value=1.0), grads, 0.0)
     weight, bias = torch.randn(3, 5).double(), torch.randn(3).double()
-    product = kfac @ torch.cat([weight.flatten(), bias])
+    product = theirs @ torch.cat([weight.flatten(), bias])
     expected = left @ torch.cat([weight, bias[:, None]], dim=1) @ right
     assert_close(product, torch.cat([expected[:, :5].flatten(), expected[:, 5]]), "formula")

@@ -28,6 +28,7 @@ from torch import nn
 
 from largebatch.optim import LAMB, MKOR, param_groups
 from largebatch.reference import mkor as reference
+from largebatch.reference.kfac import kfac_inverses, kfac_update
 
 SIZE, WIDTHS = 16, (256, 128, 64, 32, 12, 32, 64, 128, 256)
 TRAIN, HELD_OUT = 24576, 2048
@@ -70,7 +71,7 @@ def error(model, images):
 
 
 class KFAC:
-    """largebatch.reference.mkor's dense K-FAC around an optimizer, in fp32 and damped by scale."""
+    """largebatch.reference's dense K-FAC around an optimizer, in fp32 and damped by scale."""
 
     def __init__(self, model, optimizer, damping, gamma=0.95, update_every=10):
         self.optimizer, self.damping, self.gamma = optimizer, damping, gamma
@@ -90,10 +91,10 @@ class KFAC:
         gamma = self.gamma if layer in self.factors else 0.0  # the first batch counts in full
         orders = grads.shape[1], rows.shape[1]
         L, R = self.factors.setdefault(layer, [torch.zeros(d, d) for d in orders])
-        reference.kfac_update(L, R, rows, grads, gamma)
+        kfac_update(L, R, rows, grads, gamma)
         # Scales go out of the step with its norm; the same damping then fits both.
         scaled = [M / M.diagonal().mean() for M in (L, R)]
-        self.inverses[layer] = reference.kfac_inverses(*scaled, self.damping)
+        self.inverses[layer] = kfac_inverses(*scaled, self.damping)
 
     @torch.no_grad()
     def step(self):

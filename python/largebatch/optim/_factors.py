@@ -10,7 +10,6 @@ import torch
 from .. import ops
 from ..reference import kron as reference
 from ..reference.norm import squared_sums
-from ._layers import local_rows
 from ._sharding import local
 
 NAMES = ("dropped", "stabilized", "reset")  # of the columns of the counters
@@ -86,7 +85,7 @@ class ShapeGroup:
             return {}
         layers = [self.layers[i] for i in present]
         index = None if len(present) == len(self.layers) else present
-        rows, columns = local_rows(layers[0]), layers[0].columns
+        rows, columns = layers[0].local_rows, layers[0].columns
         shape = len(layers), padded(rows, self.device), padded(columns, self.device)
         given, x, y = scratch.take(3, shape, self.dtype, self.device)
         if shape[1:] != (rows, columns):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ._sharding import DTensor, local
+from ._sharding import DTensor, local, split_over
 
 # What wrappers put into the names of modules.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -48,7 +48,12 @@ class Layer:
     @property
     def sharded(self):
         """Tell whether ranks hold different rows."""
-        return _is_sharded(self.weight)
+        return bool(split_over(self.weight))
+
+    @property
+    def local_rows(self):
+        """Return how many rows this rank holds."""
+        return local(self.weight).shape[0]
 
     def matrix(self, tensors):
         """Return ``[(columns of the matrix, tensor as a matrix)]`` of tensors like `params`."""
@@ -200,16 +205,3 @@ def _check(layer, others, sides):
             "other ranks",
             "Pass sides='R'.",
         )
-
-
-def _is_sharded(tensor):
-    return (
-        DTensor is not None
-        and isinstance(tensor, DTensor)
-        and any(not placement.is_replicate() for placement in tensor.placements)
-    )
-
-
-def local_rows(layer):
-    """Return how many rows of a layer this rank holds."""
-    return local(layer.weight).shape[0]

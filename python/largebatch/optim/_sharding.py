@@ -73,7 +73,7 @@ class Shards:
 def shard_index(param):
     """Return which part of a parameter this rank holds: equal on replicas, 0 if it is whole."""
     index = 0
-    for dimension, size in _split(param):
+    for dimension, size in split_over(param):
         index = index * size + param.device_mesh.get_local_rank(dimension)
     return index
 
@@ -84,7 +84,7 @@ def zeros_by_block(param, block):
     Of a sharded parameter it is a DTensor, of which every rank holds as many as the rank with the
     largest part needs: evenly, as checkpoints of distributed tensors want it.
     """
-    split = _split(param)
+    split = split_over(param)
     shape = list(param.shape)
     for dimension, size in split:
         dim = param.placements[dimension].dim
@@ -98,7 +98,7 @@ def zeros_by_block(param, block):
     return DTensor.from_local(zeros, param.device_mesh, placements, run_check=False)
 
 
-def _split(param):
+def split_over(param):
     """Return (mesh dimension, ranks along it) of those that a parameter is split over."""
     if DTensor is None or not isinstance(param, DTensor):
         return []
@@ -135,7 +135,7 @@ class Gathered:
 
 def holds_whole_slices(param, axis, size):
     """Tell whether every rank holds whole groups of `size` consecutive slices along an axis."""
-    split = _split(param)
+    split = split_over(param)
     if not split:
         return True
     dimension, ranks = split[0]

@@ -3,29 +3,28 @@
 r"""MKOR: gradients preconditioned by Kronecker factors whose inverses move by rank one.
 
 Mozaffari, Li, Zhang, Mehri Dehnavi 2023, "MKOR: Momentum-Enabled Kronecker-Factor-Based Optimizer
-Using Rank-1 Updates", NeurIPS 2023, arXiv 2306.01685, Algorithm 1; and dense K-FAC to compare with.
+Using Rank-1 Updates", NeurIPS 2023, arXiv 2306.01685, Algorithm 1. What it approximates, dense
+K-FAC, is kfac.py.
 
 A layer has weights W ``[d_out, d_in]``, joined by the bias to :math:`[W | b]` where that is folded
 in, with gradient G. In a batch its inputs are the rows of A ``[N, d_in]``, followed by a 1 if there
 is a bias, and the gradients of the mean loss by its outputs the rows of D ``[N, d_out]``:
-:math:`G = D^\top A`. Both classes here do, in every step,
+:math:`G = D^\top A`. In every step,
 
 .. math::
     \hat G = M_L\, G\, M_R, \qquad
     G' = \hat G\, \lVert G \rVert / \lVert \hat G \rVert
 
-and give :math:`G'` to some other optimizer. G' = G where one of the norms is 0 or not finite. In
-every `update_every`-th step, and the first `warmup_steps`, the inverses are moved before that:
+and :math:`G'` goes to some other optimizer. G' = G where one of the norms is 0 or not finite. In
+every `update_every`-th step, and the first `warmup_steps`, the inverses are moved before that, as
+kron.py says:
 
 .. math::
-    \text{MKOR:} \quad & M_L \approx E[g g^\top]^{-1},\ M_R \approx E[a a^\top]^{-1}
-        \text{ by } g = \textstyle\sum_i D_i,\ a = \textstyle\sum_i A_i / N
-        \text{ alone, see kron.py} \\
-    \text{K-FAC:} \quad & L \leftarrow \gamma L + (1-\gamma)\, N D^\top D, \quad
-        R \leftarrow \gamma R + (1-\gamma)\, A^\top A / N, \\
-        & M_L = (L + \lambda I)^{-1}, \quad M_R = (R + \lambda I)^{-1}
+    M_L \approx E[g g^\top]^{-1},\ M_R \approx E[a a^\top]^{-1}
+        \quad \text{by} \quad g = \textstyle\sum_i D_i,\ a = \textstyle\sum_i A_i / N
+        \quad \text{alone}
 
-The N in both of g and L undoes the 1/N of a mean loss. Where this departs from the paper:
+That g is a sum undoes the 1/N of a mean loss. Where this departs from the paper:
 
 ==============  ====================================================================================
 inverse         which of three formulas: the top of kron.py
@@ -301,7 +300,7 @@ class MKOR:
         """
         gradients, statistics = [], []
         for (A, D, *positions), shape in zip(batches, self.shapes, strict=True):
-            A, D = _joined(A, D, shape)
+            A, D = joined(A, D, shape)
             gradients.append(D.T @ A)
             statistics.append((A.mean(dim=0), D.sum(dim=0) / (positions or [1])[0]))
         return self.apply(gradients, statistics)
@@ -334,92 +333,7 @@ class MKOR:
         return [torch.block_diag(*sides[side]) if side in sides else None for side in "LR"]
 
 
-class KFAC:
-    r"""Dense K-FAC for a list of Linear layers, in float64, with the interface of :class:`MKOR`.
-
-    Martens and Grosse 2015, "Optimizing Neural Networks with Kronecker-factored Approximate
-    Curvature", arXiv 1503.05671, with the empirical Fisher matrix. L = R = I at first, as MKOR's:
-    in batches of one row, without damping, "exact" is the same.
-
-    Parameters
-    ----------
-    shapes : list of (int, int)
-    gamma : float
-        Of the moving averages.
-    damping : float
-        :math:`\lambda \ge 0`, added to the diagonal of both factors.
-    update_every, warmup_steps : int
-        Of :func:`update_is_due`: when factors and inverses move.
-    rescaled : bool
-        Whether the norm of G is kept, as MKOR does. False: :math:`(L + \lambda I)^{-1} G
-        (R + \lambda I)^{-1}` as it is.
-
-    Attributes
-    ----------
-    factors : list of (L, R)
-    inverses : list of (M_L, M_R)
-
-    Examples
-    --------
-    >>> kfac = KFAC([(1, 2)], gamma=0.5, damping=0.0, rescaled=False)
-    >>> kfac.step([(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0]]))])  # L = 1, R = diag(1, 1/2)
-    [tensor([[1., 0.]], dtype=torch.float64)]
-    """
-
-    def __init__(
-        self, shapes, *, gamma=0.95, damping=1e-3, update_every=10, warmup_steps=0, rescaled=True
-    ):
-        self.shapes, self.gamma, self.damping = list(shapes), gamma, damping
-        self.schedule, self.rescaled, self.steps = (update_every, warmup_steps), rescaled, 0
-        self.factors = [
-            tuple(torch.eye(d, dtype=torch.float64) for d in shape) for shape in self.shapes
-        ]
-        self.inverses = [(None, None)] * len(self.shapes)
-
-    def step(self, batches):
-        """Take a step with (A, D) of each layer; return G' of each."""
-        rows = [_joined(A, D, shape) for (A, D), shape in zip(batches, self.shapes, strict=True)]
-        if update_is_due(self.steps, *self.schedule):
-            for (L, R), (A, D) in zip(self.factors, rows, strict=True):
-                kfac_update(L, R, A, D, self.gamma)
-            self.inverses = [kfac_inverses(L, R, self.damping) for L, R in self.factors]
-        self.steps += 1
-        gradients = [D.T @ A for A, D in rows]
-        found = [precondition(G, *M) for G, M in zip(gradients, self.inverses, strict=True)]
-        return list(map(rescale, gradients, found)) if self.rescaled else found
-
-
-def kfac_update(L, R, A, D, gamma):
-    r"""Move the factors of K-FAC, in place.
-
-    .. math::
-        L \leftarrow \gamma L + (1-\gamma)\, N D^\top D, \qquad
-        R \leftarrow \gamma R + (1-\gamma)\, A^\top A / N
-
-    Examples
-    --------
-    >>> L, R = torch.eye(1), torch.eye(1)
-    >>> kfac_update(L, R, torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [3.0]]), gamma=0.0)
-    >>> L.item(), R.item()
-    (20.0, 5.0)
-    """
-    N = len(A)
-    L.mul_(gamma).add_(D.T @ D, alpha=(1 - gamma) * N)
-    R.mul_(gamma).add_(A.T @ A, alpha=(1 - gamma) / N)
-
-
-def kfac_inverses(L, R, damping):
-    r"""Return :math:`(L + \lambda I)^{-1}` and :math:`(R + \lambda I)^{-1}`.
-
-    Examples
-    --------
-    >>> kfac_inverses(torch.eye(1), 3 * torch.eye(1), damping=1.0)
-    (tensor([[0.5000]]), tensor([[0.2500]]))
-    """
-    return tuple(torch.linalg.inv(X + damping * torch.eye(len(X)).to(X)) for X in (L, R))
-
-
-def _joined(A, D, shape):
+def joined(A, D, shape):
     """Return A and D in float64, with a 1 in each row of A if G has a column for the bias."""
     A, D = A.double(), D.double()
     return F.pad(A, (0, shape[1] - A.shape[1]), value=1.0), D
