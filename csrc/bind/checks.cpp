@@ -10,6 +10,16 @@
 #include "core/error.h"
 
 namespace lb::bind {
+
+bool is_contiguous(const TensorView& view) {
+  if (view.strides == nullptr || view.numel <= 1) return true;
+  int64_t expected = 1;
+  for (int32_t d = view.ndim; d-- > 0; expected *= view.shape[d]) {
+    if (view.shape[d] != 1 && view.strides[d] != expected) return false;
+  }
+  return true;
+}
+
 namespace {
 
 template <class Error>
@@ -32,15 +42,6 @@ std::vector<int64_t> strides_of(const TensorView& view) {
   int64_t stride = 1;
   for (int32_t d = view.ndim; d-- > 0; stride *= view.shape[d]) strides[size_t(d)] = stride;
   return strides;
-}
-
-bool is_contiguous(const TensorView& view) {
-  if (view.strides == nullptr || view.numel <= 1) return true;
-  int64_t expected = 1;
-  for (int32_t d = view.ndim; d-- > 0; expected *= view.shape[d]) {
-    if (view.shape[d] != 1 && view.strides[d] != expected) return false;
-  }
-  return true;
 }
 
 bool is_dense(const TensorView& view) {
