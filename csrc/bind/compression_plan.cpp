@@ -97,6 +97,7 @@ Record read_record(size_t index, const py::dict& given, const std::vector<int64_
   if (r.scale_block < 64 || r.scale_block > kTile || r.scale_block % 64 != 0) {
     refuse("scale_block", "a multiple of 64 from 64 to 16384");
   }
+  if (r.select == Select::threshold && r.tau == 0) refuse("tau", "a number above 0");
   check_kept(reader, r, count(reader, "k"));
   if (r.select == Select::topk && tensors == 1 && r.numel <= kTile) {
     r.block = std::max<int64_t>(r.numel, 1);

@@ -101,8 +101,8 @@ void topk_fix_up(const Plan& plan, const FixUpCall& call, void* stream);
 
 // Where the selection is made from all of the record.
 LB_HD bool at_once(const Record& r) {
-  return (r.select == Select::topk || r.select == Select::threshold) && r.num_blocks == 0 &&
-         r.slots > 0;
+  if (r.select == Select::threshold) return true;
+  return r.select == Select::topk && r.num_blocks == 0 && r.slots > 0;
 }
 
 LB_HD uint64_t* histogram_of(const TopkCall& call, int32_t record) {
@@ -136,7 +136,10 @@ LB_HD Place place_of(const Record& record, const Row* rows, int64_t position) {
 template <class T>
 LB_HD uint64_t first_threshold(const TopkCall& call, int32_t record) {
   const Record& r = call.records[record];
-  if (r.select == Select::threshold) return key_of(from_real<T>(real_t<T>(r.tau)));
+  if (r.select == Select::threshold) {
+    const key_t<T> low = key_of(from_real<T>(real_t<T>(r.tau)));
+    return low > 0 ? low : 1;  // rounded to 0, it still leaves zeros out
+  }
   if (call.warm == nullptr || !is_warm(call.warm[record])) return 0;
   return key_of(from_real<T>(real_t<T>(call.warm[record].low)));
 }

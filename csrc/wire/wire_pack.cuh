@@ -17,13 +17,11 @@ namespace lb::cuda {
 
 template <WireValue kValue>
 constexpr int kFieldBits = int(value_bits(kValue));
-template <WireValue kValue>
-constexpr bool kScaled = !is_float(kValue);
 
 // Calls body(i, count) for the quads of n slots that are this thread's.
 template <class Body>
 __device__ __forceinline__ void for_slot_quads(int64_t n, Body body) {
-  for_quads(Tile{0, 0, n}, body);
+  for_quads({0, 0, n}, body);
 }
 
 // ---- Packing -----------------------------------------------------------------------------------
@@ -140,11 +138,8 @@ __device__ __forceinline__ void pack_indices(const Record& record, const int64_t
   for (int64_t slot = chunk.first + threadIdx.x; slot < last; slot += kTileThreads) {
     const int64_t index = indices[slot];
     const bool empty = index >= record.numel;
-    if (wide) {
-      to[slot] = empty ? kEmptySlot : uint32_t(index);
-    } else {
-      offsets[slot] = empty ? uint16_t(0) : uint16_t(index % kIndexBlock);
-    }
+    if (wide) to[slot] = empty ? kEmptySlot : uint32_t(index);
+    if (!wide) offsets[slot] = empty ? uint16_t(0) : uint16_t(index % kIndexBlock);
   }
   // The part of the counts of blk16 that goes with the chunk.
   for (int64_t b = ends * chunk.number / chunks + threadIdx.x;
@@ -190,7 +185,7 @@ __device__ __forceinline__ void pack_rest(const WireWork& work, const WirePack& 
 template <WireValue kValue>
 __device__ __forceinline__ float step_of(const Record& record, const uint8_t* bytes,
                                          int64_t chunk) {
-  if constexpr (!kScaled<kValue>) return 0;
+  if constexpr (is_float(kValue)) return 0;
   const float* scales = section<float>(bytes, record.scales_at);
   return kValue == WireValue::sign ? scales[0] : scales[chunk] / levels_of(kValue).reach;
 }
@@ -200,7 +195,7 @@ template <WireValue kValue, class R>
 __device__ __forceinline__ void decode_quad(const Record& record, const uint8_t* bytes,
                                             int64_t slot, float step, R (&x)[kQuad]) {
   constexpr int kBits = kFieldBits<kValue>;
-  if constexpr (!kScaled<kValue>) {
+  if constexpr (is_float(kValue)) {
     using T = stored_t<kValue>;
     const int64_t rest = record.slots - slot;
     const int count = kBits == 64 && rest < kQuad ? int(rest) : kQuad;
@@ -257,7 +252,7 @@ __global__ void __launch_bounds__(kTileThreads) wire_pack_kernel(WireWork work, 
     constexpr WireValue kValue = decltype(tag)::value;
     if constexpr (kValue == WireValue::sign) {
       pack_signs(x, chunk, bytes + record.values_at);
-    } else if constexpr (kScaled<kValue>) {
+    } else if constexpr (!is_float(kValue)) {
       const RandomStream stream = rounding_stream(record, pack.step, pack.rank);
       pack_levels<R, kValue>(record, x, chunk, stream, bytes);
     } else {

@@ -7,6 +7,19 @@ dtype of the optimizer state: float64 tensors make it the oracle of the tests, f
 it the ``fused=False`` path of the optimizers. It is meant to be read next to the paper.
 """
 
-from . import adan, agvm, kfac, kron, lamb, lars, lion, mkor, norm, rounding
+from . import adan, agvm, compression, kfac, kron, lamb, lars, lion, mkor, norm, rounding, wire
 
-__all__ = ["adan", "agvm", "kfac", "kron", "lamb", "lars", "lion", "mkor", "norm", "rounding"]
+__all__ = [
+    "adan",
+    "agvm",
+    "compression",
+    "kfac",
+    "kron",
+    "lamb",
+    "lars",
+    "lion",
+    "mkor",
+    "norm",
+    "rounding",
+    "wire",
+]
