@@ -50,7 +50,8 @@ __device__ __forceinline__ N warp_scan(N x) {  // inclusive
   return x;
 }
 
-// x becomes the sum of the threads before, `total` that of all.
+// x becomes the sum of the threads before, `total` that of all. There is a barrier between two
+// scans, which is the caller's.
 template <int Threads, int N>
 __device__ __forceinline__ void block_scan(long long (&x)[N], long long (&total)[N]) {
   __shared__ long long warps[Threads / 32][N];
@@ -71,7 +72,6 @@ __device__ __forceinline__ void block_scan(long long (&x)[N], long long (&total)
       total[n] += warps[w][n];
     }
   }
-  __syncthreads();  // the next scan may write `warps` again
 }
 
 // ---- Histograms

@@ -129,7 +129,6 @@ __global__ void __launch_bounds__(kTileThreads) topk_blocks_kernel(TopkCall call
     const Bin bin = find_bin(control.need, [&](int b) { return histogram[b]; });
     take_digit<T>(control, record, bin.bin, bin.count, bin.larger);
     equal = bin.count;
-    __syncthreads();  // `found` and the histogram are written again
   }
   const int64_t slot = record.first_slot + block.first_slot;
   write_items(TopkItems{x, nullptr, block.start, block.numel}, control.threshold, equal,
@@ -223,24 +222,26 @@ __global__ void __launch_bounds__(kPlaceThreads) topk_place_kernel(TopkCall call
   const auto r = int32_t(blockIdx.x);
   const Record& record = call.records[r];
   const TopkControl& control = call.scratch.controls[r];
-  long long before[2] = {0, 0};  // above and at the threshold
+  // Every thread takes neighbouring tiles.
   const int32_t tiles = at_once(record) ? record.num_tiles : 0;
-  for (int32_t first = 0; first < tiles; first += kPlaceThreads) {
-    const int32_t t = first + int32_t(threadIdx.x);
-    TopkTile* tile = t < tiles ? call.scratch.tiles + record.first_tile + t : nullptr;
-    long long mine[2] = {tile == nullptr ? 0 : tile->above, tile == nullptr ? 0 : tile->equal};
-    long long total[2];
-    block_scan<kPlaceThreads>(mine, total);
-    if (tile != nullptr) {
-      const int64_t above = before[0] + mine[0], equal = before[1] + mine[1];
-      const int64_t left = control.need > equal ? control.need - equal : 0;
-      tile->first_out = above + (control.need < equal ? control.need : equal);
-      tile->ties = left < tile->equal ? left : tile->equal;
-    }
-    before[0] += total[0];
-    before[1] += total[1];
+  const int32_t each = (tiles + kPlaceThreads - 1) / kPlaceThreads;
+  const int32_t first = int32_t(threadIdx.x) * each;
+  const int32_t mine = tiles - first < each ? tiles - first : each;
+  TopkTile* own = call.scratch.tiles + record.first_tile + first;
+  long long before[2] = {0, 0}, total[2];  // above and at the threshold
+  for (int32_t t = 0; t < mine; ++t) {
+    before[0] += own[t].above;
+    before[1] += own[t].equal;
   }
-  const int64_t found = before[0] + (control.need < before[1] ? control.need : before[1]);
+  block_scan<kPlaceThreads>(before, total);
+  for (int32_t t = 0; t < mine; ++t) {
+    const int64_t left = control.need > before[1] ? control.need - before[1] : 0;
+    own[t].first_out = before[0] + (control.need < before[1] ? control.need : before[1]);
+    own[t].ties = left < own[t].equal ? left : own[t].equal;
+    before[0] += own[t].above;
+    before[1] += own[t].equal;
+  }
+  const int64_t found = total[0] + (control.need < total[1] ? control.need : total[1]);
   if (record.select == Select::threshold) {
     for (int64_t slot = found + threadIdx.x; slot < record.slots; slot += kPlaceThreads) {
       static_cast<T*>(call.values)[record.first_slot + slot] = from_real<T>(real_t<T>(0));

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled plan against its oracle: every array of a step equal, bit for bit."""
 
+import numpy as np
 import pytest
 import torch
 
 import largebatch
 from largebatch.reference.compression import Plan
-from tests.helpers import Padded, same_bits
+from tests.helpers import HUGE, Padded, need, same_bits
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 METHODS = {
@@ -139,8 +140,13 @@ def test_layout():
     assert compiled.layout == oracle.layout
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("method", METHODS)
+CASES = [
+    *((method, torch.float32) for method in METHODS),
+    *((method, dtype) for method in ("econtrol-m", "dgc") for dtype in DTYPES[1:]),
+]
+
+
+@pytest.mark.parametrize(("method", "dtype"), CASES, ids=str)
 def test_every_array_is_the_oracles(backend, method, dtype):
     ours, oracle = runs(backend, method, dtype, padded=True)
     for step, kind in enumerate(["normal", "ties", "equal"]):
@@ -190,3 +196,101 @@ def test_number_of_threads_and_instruction_set():
     largebatch._C.set_cpu_isa(before)
     torch.set_num_threads(threads)
     assert all(same_bits(result, results[0]) for result in results)
+
+
+def kinds(n, dtype):
+    """Return vectors of every kind that selection might stumble over."""
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randn(n, generator=generator, dtype=torch.float64)
+    index = torch.arange(n)
+    mixed = x.clone()
+    mixed[::7], mixed[::5], mixed[::3] = torch.nan, torch.inf, -torch.inf
+    outlier = x.clone()
+    outlier[n // 2 :][:1] = 1e4
+    alternating = torch.where(index % 2 == 0, 1.0, -1.0) * (1 + index % 3)
+    found = [
+        x, torch.full_like(x, 3.0), torch.zeros_like(x), (x > 0.5) + 1.0, 1 + x.abs() * 1e-6,
+        x * 1e-42, mixed, x.sort().values, -x.sort().values, outlier, alternating.double(),
+    ]  # fmt: skip
+    return [t.to(dtype) for t in found]
+
+
+def by_argsort(x, k):
+    """Return the indices of the first k in the order (magnitude bits descending, index)."""
+    width = {2: np.uint16, 4: np.uint32, 8: np.uint64}[x.element_size()]
+    signed = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    bits = x.view(signed).numpy().view(width) & width((1 << (8 * x.element_size() - 1)) - 1)
+    return np.sort(np.argsort(~bits, kind="stable")[:k])
+
+
+def selected(tensors, record, warm=None):
+    plan = largebatch._C.CompressionPlan([t.numel() for t in tensors], [record])
+    device = tensors[0].device
+    values = torch.zeros(plan.slots, dtype=tensors[0].dtype, device=device)
+    indices = torch.zeros(plan.slots, dtype=torch.int64, device=device)
+    counts = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    plan.select(tensors, values, indices, counts, warm)
+    return values.cpu(), indices.cpu()
+
+
+def assert_selects(x, k, device, warm=None):
+    values, indices = selected([x.to(device)], dict(select="topk", k=k), warm)
+    assert np.array_equal(indices.numpy(), by_argsort(x, k))
+    assert same_bits([values], [x[indices]])
+
+
+SIZES = [0, 1, 31, 32, 33, 1023, 4095, 4096, 4097, 16384, 16385, 65535, 65537]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_selection_is_that_of_a_stable_sort(backend, dtype):
+    for n in [33, 16385, 40001] if backend.name == "simt" else SIZES:
+        for x in kinds(n, dtype):
+            counts = {0, 1, n // 1000, n // 100, n // 10, n - 1, n}
+            if backend.name == "simt":
+                counts = {n // 50}
+            for k in sorted(k for k in counts if 0 <= k <= n):
+                assert_selects(x, k, backend.device)
+
+
+@pytest.mark.parametrize("n", [10**6 - 1, 10**6 + 1])
+def test_selection_from_a_million(n):
+    for x in kinds(n, torch.float32):
+        for k in (n // 1000, n // 10):
+            assert_selects(x, k, "cpu")
+            warm = torch.tensor([[1.0, 0.8]], dtype=torch.float64)
+            for _ in range(2):  # the second time by the threshold of the first
+                assert_selects(x, k, "cpu", warm)
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_selection_from_a_slice(backend, offset):
+    x = kinds(40_000, torch.float32)[0].to(backend.device)
+    sliced = x[offset : offset + 39_000]
+    values, indices = selected([sliced], dict(select="topk", k=390))
+    assert np.array_equal(indices.numpy(), by_argsort(sliced.cpu(), 390))
+    assert same_bits([values], [sliced.cpu()[indices]])
+
+
+@pytest.mark.parametrize("block", [64, 4096, 8192, 65536])
+def test_selection_of_blocks(backend, block):
+    for n in (1, block - 1, block, block + 1, 70_000):
+        if n > 70_000:
+            continue
+        x, kept = kinds(n, torch.float32)[-1 if n % 2 else 0], block // 50 + 1
+        _, indices = selected([x.to(backend.device)], dict(select="block", block=block, k=kept))
+        parts = x.split(block)
+        expected = [by_argsort(part, -(-kept * len(part) // block)) for part in parts]
+        expected = [part + i * block for i, part in enumerate(expected)]
+        assert np.array_equal(indices.numpy(), np.concatenate(expected))
+
+
+def test_selection_beyond_2_to_the_31():
+    need(4, "cpu")  # 2 of them, and what the candidates take
+    n = HUGE
+    x = torch.zeros(n, dtype=torch.bfloat16)
+    places = torch.tensor([0, 5, 2**31 - 1, 2**31, n - 1])
+    x[places] = torch.tensor([1.0, -2.0, 3.0, -4.0, 5.0], dtype=torch.bfloat16)
+    values, indices = selected([x], dict(select="topk", k=7))
+    assert indices.tolist() == [0, 1, 2, 5, 2**31 - 1, 2**31, n - 1]
+    assert values.tolist() == [1.0, 0.0, 0.0, -2.0, 3.0, -4.0, 5.0]

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 
-from largebatch import ops
+from largebatch import _C, ops
 from largebatch.optim import LionK, kappa
 from tests.conftest import OPTIMIZERS, use_simt
 from tests.helpers import leaves, problem, run, same_bits, snapshot
@@ -84,7 +84,52 @@ def kron():
     return results
 
 
-@pytest.mark.parametrize("call", [norms, halves, kron])
+def compression():
+    """Return all bits after steps of three ranks with every kind of record, and large lists."""
+    numels = [5000, 20000, 17000, 3000, 20000, 40000, 300, 33000]
+    records = [
+        dict(select="block", block=4096, k=40, values="bfloat16"),
+        dict(select="topk", k=300, tensors=2, values="float16"),
+        dict(select="dense", values="sign"),
+        dict(select="threshold", tau=1.0, k=4000, values="float32", indices="abs32"),
+        dict(select="random", k=100),
+        dict(select="dense", values="int8"),
+        dict(select="block", block=32768, k=50),
+    ]
+    generator, world = torch.Generator().manual_seed(0), 3
+    plan = _C.CompressionPlan(numels, records)
+    sums = [torch.zeros(n) for n in numels]
+    payloads = torch.zeros(world, plan.payload_bytes, dtype=torch.uint8)
+    method, results = {"method": "econtrol", "eta": 0.01}, []
+    for step in range(2):
+        for rank in range(world):
+            grads = [torch.randn(n, generator=generator) for n in numels]
+            if step == 1:  # elements that are equal, more than can be listed
+                grads = [torch.where(g > 0, 2.0, -2.0) for g in grads]
+            values, indices = torch.zeros(plan.slots), torch.zeros(plan.slots, dtype=torch.int64)
+            counts = torch.zeros(len(records), 2, dtype=torch.int64)
+            state = [[torch.zeros(n) for n in numels] for _ in range(2)]
+            plan.encode(
+                grads,
+                grads,
+                *state,
+                [],
+                method,
+                step,
+                rank,
+                values,
+                indices,
+                counts,
+                payloads[rank],
+            )
+            results += [values, indices, *state[0]]
+        nonfinite = torch.zeros(world, dtype=torch.int64)
+        plan.decode(payloads, world - 1, grads, *state, [], sums, [], indices, method, nonfinite)
+        results += [payloads.clone(), *state[0], *state[1], *(s.clone() for s in sums)]
+    return results
+
+
+@pytest.mark.parametrize("call", [norms, halves, kron, compression])
 def test_the_schedule_changes_no_bit_of_a_sum(call, monkeypatch):
     use_simt(monkeypatch)
     results = under_each_seed(monkeypatch, call)
@@ -105,6 +150,11 @@ def test_no_kernel_races(family, monkeypatch):
     under_each_seed(monkeypatch, norms, racecheck=True)
     under_each_seed(monkeypatch, halves, racecheck=True)
     under_each_seed(monkeypatch, kron, racecheck=True)
+
+
+def test_no_kernel_of_compression_races(monkeypatch):
+    use_simt(monkeypatch)
+    under_each_seed(monkeypatch, compression, racecheck=True)
 
 
 @pytest.mark.parametrize("k", REDUCING, ids=repr)
@@ -148,7 +198,7 @@ def test_each_barrier_is_missed(barrier, kernels, monkeypatch):
     reducing = [partial(groups, k) for k in REDUCING]
     for seed in SEEDS:
         monkeypatch.setenv("LARGEBATCH_SIMT_SEED", str(seed))
-        for work in (norms, halves, kron, two_sums_in_one_kernel, *runs, *reducing):
+        for work in (norms, halves, kron, compression, two_sums_in_one_kernel, *runs, *reducing):
             try:
                 work()
             except RuntimeError as error:

@@ -19,7 +19,7 @@ class Quantize:
 
     .. math:: \text{code} = \lfloor v / s + c + u \rfloor, \qquad Q(v) = (\text{code} - c)\, s
 
-    with s the largest magnitude of `block` neighbours over 127, 7 or 1.5, and u random in [0, 1), so
+    with s the largest magnitude of `block` neighbours over 127, 7 or 1.5, u random in [0, 1), so
     that E Q(v) = v (Alistarh et al. 2017, "QSGD", arXiv:1610.02132), or 1/2.
 
     Parameters

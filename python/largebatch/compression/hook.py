@@ -9,6 +9,9 @@ import torch.distributed as dist
 
 from .exchange import ROLES, Exchange, State
 
+# The name of it since torch 2.13, and before.
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 POLICIES = ("skip", "drop", "raise")
 
 
@@ -19,9 +22,6 @@ class Hook:
         Gradients that each rank left out in the last step, summed over its buckets.
     """
 
-    __name__ = "largebatch_compression"
-    __qualname__ = "largebatch_compression"
-
     def __init__(self, method, model, *, process_group=None, start_step=2, nonfinite="skip"):
         if nonfinite not in POLICIES:
             raise ValueError(f"hook: nonfinite: got {nonfinite!r}, expected one of {POLICIES}.")
@@ -30,6 +30,7 @@ class Hook:
                 f"hook: start_step: got {start_step!r}, expected an integer of at least 1: dense "
                 "steps come first."
             )
+        self.__name__ = self.__qualname__ = "largebatch_compression"  # DDP asks for both
         self.method, self.group = method, process_group
         self.start_step, self.policy = start_step, nonfinite
         self.names = {p: name for name, p in model.named_parameters()}
@@ -86,12 +87,12 @@ class Hook:
             self._agree(grads[0].device)
         exchange.state.step = self.step
         payload = exchange.encode(grads, scratch=True)
-        payloads = payload.new_empty(world, len(payload))
-        work = dist.all_gather_into_tensor(payloads, payload, group=self.group, async_op=True)
+        payloads = payload.new_empty(world * len(payload))
+        work = all_gather(payloads, payload, group=self.group, async_op=True)
         buffer, last = bucket.buffer(), bucket.is_last()
 
         def decode(_):
-            exchange.decode(payloads, skip=self.policy == "skip", outs=grads)
+            exchange.decode(payloads.view(world, -1), skip=self.policy == "skip", outs=grads)
             counts = exchange.nonfinite
             self.nonfinite = counts if isinstance(self.nonfinite, list) else self.nonfinite + counts
             if last and self.policy == "raise" and self.nonfinite.any():
@@ -119,8 +120,9 @@ class Hook:
         digest = hashlib.sha256(setting.encode()).digest()
         mine = torch.tensor(list(digest), dtype=torch.uint8, device=device)
         world = dist.get_world_size(self.group)
-        all_of_them = mine.new_empty(world, len(mine))
-        dist.all_gather_into_tensor(all_of_them, mine, group=self.group)
+        gathered = mine.new_empty(world * len(mine))
+        all_gather(gathered, mine, group=self.group)
+        all_of_them = gathered.view(world, -1)
         others = [r for r in range(world) if not torch.equal(all_of_them[r], all_of_them[0])]
         if others:
             raise ValueError(
@@ -141,7 +143,7 @@ class Hook:
             "rank": dist.get_rank(self.group),
             "world": dist.get_world_size(self.group),
             "method": repr(self.method),
-            "state": {self.names[p]: dict(own) for p, own in self.state.items()},
+            "state": {n: dict(self.state[p]) for p, n in self.names.items() if p in self.state},
         }
 
     def load_state_dict(self, state_dict):
