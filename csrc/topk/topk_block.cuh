@@ -196,9 +196,7 @@ __device__ __forceinline__ int compact(uint64_t marks, int64_t n, Claim claim, E
       }
     }
   }
-  const int all = total;
-  __syncthreads();  // the next one may write all three again
-  return all;
+  return total;
 }
 
 // Writes the elements above the threshold and the first `ties` of the `equal` at it, in order, to
