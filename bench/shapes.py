@@ -51,3 +51,7 @@ FACTORS = {
 def numel(shapes):
     """Return the number of elements."""
     return sum(prod(shape) for shape in shapes)
+
+
+# One long tensor, as a bucket is, for operations on gradients that are one vector.
+FLAT = {"1e8 elements": [(100_000_000,)]}
