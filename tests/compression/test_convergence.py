@@ -63,8 +63,8 @@ def test_with_feedback_top_1_converges(method):
     assert np.linalg.norm(again.x) < 1e-20
 
 
-def least_squares(method, lr=0.05, steps=3000, record=None, seeds=2, problem=None):
-    problem = problem or LeastSquares(seeds=seeds)
+def least_squares(method, lr=0.05, steps=3000, record=None, problem=None):
+    problem = problem or LeastSquares()
     run = descent(problem, method, record or top(30), lr)
     stop = lambda x: not problem.distance(x).max() < 1e12  # noqa: E731
     return problem.distance(run.follow(problem, steps, stop).x)
@@ -78,7 +78,9 @@ def test_on_heterogeneous_data_compression_and_ec_stall():
 
 
 @pytest.mark.parametrize(
-    "method", [EF21, *(econtrol(eta) for eta in (0.03, 0.05, 0.1))], ids=lambda m: str(m.values())
+    "method",
+    [EF21, *(econtrol(eta) for eta in (0.03, 0.05, 0.1))],
+    ids=lambda m: " ".join(map(str, m.values())),
 )
 def test_on_heterogeneous_data_ef21_and_econtrol_converge(method):
     assert least_squares(method).max() < 1e-20
@@ -86,15 +88,15 @@ def test_on_heterogeneous_data_ef21_and_econtrol_converge(method):
 
 def test_ec_with_the_gradients_at_the_optimum_taken_off_converges():
     """EC-Ideal: what EControl's h tends to, frozen."""
-    assert least_squares(EC, problem=LeastSquares(seeds=2).at_optimum()).max() < 1e-20
+    assert least_squares(EC, problem=LeastSquares().at_optimum()).max() < 1e-20
 
 
 def test_ec_converges_where_all_ranks_have_the_same_optimum():
-    assert least_squares(EC, problem=LeastSquares(zeta=0.0, seeds=2)).max() < 1e-20
+    assert least_squares(EC, problem=LeastSquares(zeta=0.0)).max() < 1e-20
 
 
 def test_the_limit_of_the_gain():
-    assert least_squares(econtrol(0.15), lr=0.02).max() < 1e-4
+    assert least_squares(econtrol(0.15), lr=0.02).max() < 1e-20
     assert least_squares(econtrol(0.30), lr=0.02).min() > 1e6
 
 
@@ -127,7 +129,8 @@ def test_the_virtual_iterate_is_that_of_sgd():
         assert np.abs(run.H[0] - run.ranks.shift.numpy().mean(axis=0)).max() < 1e-11 * size
 
 
-def floor_of(method, worlds, lr, steps=40_000):
+def bowl_floors(method, worlds, lr=0.001, steps=40_000):
+    """Return the mean of |x|^2 over the last half of the steps, of a run of each size."""
     problem = NoisyBowl(worlds)
     run = descent(problem, method, top(1), lr)
     total = np.zeros(len(worlds))
@@ -140,10 +143,36 @@ def floor_of(method, worlds, lr, steps=40_000):
 
 
 def test_more_ranks_average_noise_with_econtrol_and_not_with_ef21():
-    floors = floor_of(econtrol(0.1), [1, 4, 16, 64], lr=0.001)
+    # The mean over a run is some 25% off, for there are twenty independent points: several runs.
+    worlds = np.repeat([1, 4, 16, 64], [16, 8, 4, 2])
+    runs = bowl_floors(econtrol(0.1), worlds)
+    floors = [runs[worlds == world].mean() for world in (1, 4, 16, 64)]
     assert floors[3] < 2e-5
     assert all(3 < a / b < 6 for a, b in pairwise(floors))
-    assert floor_of(EF21, [64], lr=0.001)[0] > 5e-4
+    assert bowl_floors(EF21, [64])[0] > 5e-4
+
+
+def test_momentum_averages_the_noise_that_compression_lets_through():
+    """Measured: EF21 0.60, EControl 0.26, both with momentum 0.10; SGD without compression 0.09."""
+    floors = {}
+    for name, method in (("ef21", EF21), ("econtrol", econtrol(0.1))):
+        for beta in (None, 0.1):
+            problem, random = LeastSquares(seeds=1), np.random.default_rng(0)
+            run = descent(problem, method | dict(beta=beta), top(30), 0.02)
+            total, ranks = 0.0, run.ranks
+            for t in range(3000):
+                problem.gradients(run.x, t, ranks.grads)
+                # A standard deviation of 10 in all, not of each of the 300 elements.
+                ranks.grads += 10 / np.sqrt(300) * random.standard_normal(ranks.grads.shape)
+                if t == 0:
+                    ranks.momentum.copy_(ranks.key[: len(ranks.momentum)])
+                run.step()
+                total += problem.distance(run.x)[0] * (t >= 1500)
+            floors[name, beta] = total / 1500
+    assert 0.5 < floors["ef21", None] < 0.7
+    assert 0.2 < floors["econtrol", None] < 0.32
+    assert floors["ef21", 0.1] < 0.13
+    assert floors["econtrol", 0.1] < 0.13
 
 
 def test_a_rank_that_leaves_takes_its_shift_with_it_only_if_h_is_made_again():
@@ -165,8 +194,13 @@ def test_a_rank_that_leaves_takes_its_shift_with_it_only_if_h_is_made_again():
 
 def logistic(problem, steps=4000):
     """Return the norm of the mean gradient at the end, by method."""
-    methods = {"csgd": (CSGD, 1.0), "ec": (EC, 1.0), "ef21": (EF21, 1.0)}
-    methods["econtrol"] = econtrol(0.05), 1.0
+    methods = {
+        "csgd": (CSGD, 1.0),
+        "ec": (EC, 1.0),
+        "ec, small steps": (EC, 0.3),
+        "ef21": (EF21, 1.0),
+        "econtrol": (econtrol(0.05), 1.0),
+    }
     runs = {n: descent(problem, m, top(6), lr) for n, (m, lr) in methods.items()}
     for _ in range(steps):
         problem.gradients_of_all(runs.values())
@@ -180,6 +214,7 @@ def test_logistic_regression_with_labels_apart():
     norms = logistic(Logistic.synthetic())
     assert norms["csgd"] > 1e-2
     assert norms["ec"] > 1e-2
+    assert norms["ec, small steps"] > 1e-2
     assert norms["ef21"] < 1e-15
     assert norms["econtrol"] < 1e-15
 
