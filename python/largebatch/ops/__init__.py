@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels as functions, and as ``torch.ops.largebatch.*``.
 
-Every function takes lists of arrays of one device: torch tensors, or NumPy and CuPy arrays, which
-are shared and not copied.
+Functions take arrays of one device, most of them lists: torch tensors, or NumPy and CuPy arrays,
+which are shared and not copied.
 """
 
 from .adan import adan_step
@@ -13,6 +13,7 @@ from .lamb import lamb_apply, lamb_moments
 from .lars import lars_apply, lars_norms
 from .lion import lion_step
 from .norm import multi_tensor_norm, multi_tensor_sq_sum
+from .topk import scatter_reduce, topk_select
 
 __all__ = [
     "adan_step",
@@ -25,4 +26,6 @@ __all__ = [
     "lion_step",
     "multi_tensor_norm",
     "multi_tensor_sq_sum",
+    "scatter_reduce",
+    "topk_select",
 ]
