@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import largebatch
-from largebatch.reference.compression import Plan
+from largebatch.reference.compression import Plan, random_indices, strided_indices
 from tests.helpers import HUGE, Padded, need, same_bits
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -270,6 +270,18 @@ def test_selection_from_a_slice(backend, offset):
     values, indices = selected([sliced], dict(select="topk", k=390))
     assert np.array_equal(indices.numpy(), by_argsort(sliced.cpu(), 390))
     assert same_bits([values], [sliced.cpu()[indices]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_small_tensors_and_drawn_elements_of_every_type(backend, dtype):
+    x = kinds(3000, dtype)[0]
+    assert_selects(x, 60, backend.device)
+    draws = dict(random=random_indices, strided=strided_indices)
+    for select, draw in draws.items():
+        record = dict(select=select, k=50, seed=1, id=2)
+        values, indices = selected([x.to(backend.device)], record)
+        assert torch.equal(indices, draw(3000, 50, 0, seed=1, id=2))
+        assert same_bits([values], [x[indices]])
 
 
 @pytest.mark.parametrize("block", [64, 4096, 8192, 65536])
