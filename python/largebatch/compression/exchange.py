@@ -74,6 +74,7 @@ class Exchange:
         def buffer(*shape, dtype=torch.int64):
             return torch.zeros(shape, dtype=dtype, device=device)
 
+        self._scratch = []
         slots = self.plan.slots
         self.values, self.indices = buffer(slots, dtype=self.real), buffer(slots)
         self.counts = buffer(len(records), 2)
@@ -88,7 +89,9 @@ class Exchange:
         state = self.state
         device = grads[0].device if grads else "cpu"
         own = scratch and all(g.dtype == self.real for g in grads)
-        self.keys = grads if own else [torch.empty_like(g, dtype=self.real) for g in grads]
+        if not (own or self._scratch):  # made once: fresh memory costs as much as the step
+            self._scratch = [torch.empty_like(g, dtype=self.real) for g in grads]
+        self.keys = grads if own else self._scratch
         payload = torch.empty(self.plan.payload_bytes, dtype=torch.uint8, device=device)
         self.plan.encode(
             grads,
