@@ -41,7 +41,7 @@ void CompressionPlan::select(py::handle tensors_, py::handle values_, py::handle
   call.step = step;
   run(
       op, device, stream, [&] { cpu::topk_select(plan.plan(), call); },
-      [&]([[maybe_unused]] void* s) { LB_CUDA_CALL(cuda::topk_select(plan.plan(), call, s)); });
+      [&]([[maybe_unused]] void* s) { LB_CUDA_CALL(cuda::topk_select(call, s)); });
 }
 
 void CompressionPlan::encode(py::handle grads_, py::handle keys_, py::handle errors_,
@@ -110,8 +110,8 @@ void CompressionPlan::encode(py::handle grads_, py::handle keys_, py::handle err
         cpu::wire_pack(plan.plan(), work, pack);
       },
       [&]([[maybe_unused]] void* s) {
-        LB_CUDA_CALL(cuda::topk_select(plan.plan(), call, s));
-        LB_CUDA_CALL(cuda::wire_pack(plan.plan(), work, pack, s));
+        LB_CUDA_CALL(cuda::topk_select(call, s));
+        LB_CUDA_CALL(cuda::wire_pack(work, pack, s));
       });
 }
 

@@ -45,7 +45,7 @@ void CompressionPlan::pack(py::handle keys_, py::handle values_, py::handle indi
                       static_cast<uint8_t*>(payload[0].data)};
   run(
       op, device, stream, [&] { cpu::wire_pack(plan.plan(), work, pack); },
-      [&]([[maybe_unused]] void* s) { LB_CUDA_CALL(cuda::wire_pack(plan.plan(), work, pack, s)); });
+      [&]([[maybe_unused]] void* s) { LB_CUDA_CALL(cuda::wire_pack(work, pack, s)); });
 }
 
 void CompressionPlan::unpack(py::handle payload_, py::handle values_, py::handle indices_) {
@@ -75,9 +75,7 @@ void CompressionPlan::unpack(py::handle payload_, py::handle values_, py::handle
                           static_cast<int64_t*>(indices[0].data), false};
   run(
       op, device, stream, [&] { cpu::wire_unpack(plan.plan(), work, unpack); },
-      [&]([[maybe_unused]] void* s) {
-        LB_CUDA_CALL(cuda::wire_unpack(plan.plan(), work, unpack, s));
-      });
+      [&]([[maybe_unused]] void* s) { LB_CUDA_CALL(cuda::wire_unpack(work, unpack, s)); });
 }
 
 void CompressionPlan::decode(py::handle payloads_, int64_t rank, py::handle keys_,
@@ -170,9 +168,9 @@ void CompressionPlan::decode(py::handle payloads_, int64_t rank, py::handle keys
       },
       [&]([[maybe_unused]] void* s) {
         LB_CUDA_CALL(cuda::wire_inspect(work, reduce, s));
-        if (fixes) LB_CUDA_CALL(cuda::wire_unpack(plan.plan(), work, own, s));
-        if (fixes) LB_CUDA_CALL(cuda::topk_fix_up(plan.plan(), fix_up, s));
-        LB_CUDA_CALL(cuda::wire_reduce(plan.plan(), work, reduce, s));
+        if (fixes) LB_CUDA_CALL(cuda::wire_unpack(work, own, s));
+        if (fixes) LB_CUDA_CALL(cuda::topk_fix_up(fix_up, s));
+        LB_CUDA_CALL(cuda::wire_reduce(work, reduce, s));
       });
 }
 

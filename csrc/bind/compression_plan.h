@@ -7,6 +7,7 @@
 
 #include <vector>
 
+#include "bind/record_reader.h"
 #include "bind/step_plan.h"
 #include "topk/topk.h"
 #include "wire/wire.h"
@@ -77,18 +78,6 @@ class CompressionPlan {
   int32_t* stop_ = nullptr;
 };
 
-// How error feedback is to be done, from the dict of the Python layer. Holds the array of it.
-class FeedbackReader {
- public:
-  FeedbackReader(const char* op, const pybind11::dict& method, const ArrayList& like);
-  const FeedbackHyper& hyper() const { return hyper_; }
-  const ArrayList& inv_scale() const { return inv_scale_; }
-
- private:
-  ArrayList inv_scale_;
-  FeedbackHyper hyper_{};
-};
-
 // An array of so many elements of a type; nothing is asked of an empty list.
 void check_buffer(const ArrayList& list, DType dtype, int64_t elements);
 void check_same_dtype(const ArrayList& list, DType dtype);
@@ -96,10 +85,6 @@ void check_same_dtype(const ArrayList& list, DType dtype);
 void check_same_order(const ArrayList& list, const ArrayList& like);
 // Whether two arguments are the same memory, array by array.
 bool same_arrays(const ArrayList& a, const ArrayList& b);
-template <class T>
-T* data_or_null(const ArrayList& list) {
-  return list.empty() ? nullptr : static_cast<T*>(list[0].data);
-}
 // The type that arithmetic on the gradients is done in.
 constexpr DType real_of(DType dtype) {
   return dtype == DType::float64 ? DType::float64 : DType::float32;

@@ -97,6 +97,26 @@ LB_HD float float_of(uint32_t bits) {
 #endif
 }
 
+LB_HD int64_t bits_of(double x) {
+#if defined(__CUDA_ARCH__)
+  return __double_as_longlong(x);
+#else
+  int64_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return bits;
+#endif
+}
+
+LB_HD double double_of(int64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __longlong_as_double(bits);
+#else
+  double x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+#endif
+}
+
 }  // namespace detail
 
 LB_HD float to_real(float x) { return x; }

@@ -9,31 +9,15 @@
 
 #include <cstdint>
 
+#include "core/dtype.h"
 #include "core/macros.h"
 
 namespace lb::elementary {
 
 namespace detail {
 
-LB_HD int64_t bits_of(double x) {
-#if defined(__CUDA_ARCH__)
-  return __double_as_longlong(x);
-#else
-  int64_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  return bits;
-#endif
-}
-
-LB_HD double double_of(int64_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __longlong_as_double(bits);
-#else
-  double x;
-  __builtin_memcpy(&x, &bits, sizeof x);
-  return x;
-#endif
-}
+using lb::detail::bits_of;
+using lb::detail::double_of;
 
 constexpr double kInfinity = __builtin_huge_val();
 constexpr double kLargest = 709, kSmallest = -707;  // of the arguments of exp

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "core/macros.h"
+#include "core/plan.h"
 
 namespace lb {
 
@@ -83,6 +84,29 @@ LB_HD int32_t record_of(const Record* records, int32_t count, int64_t number, Fi
   return low;
 }
 
+struct Place {  // of an element of a record
+  int32_t row;
+  int64_t element;
+};
+LB_HD Place place_of(const Record& record, const Row* rows, int64_t position) {
+  int32_t low = record.first_row, high = low + record.num_rows;
+  const int64_t at = record.first_element + position;
+  while (high - low > 1) {
+    const int32_t middle = low + (high - low) / 2;
+    if (rows[middle].first_element <= at) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return {low, at - rows[low].first_element};
+}
+
+// The position of an element of a tensor in its record.
+LB_HD int64_t position_of(const Record& record, const Row& row, int64_t element) {
+  return row.first_element - record.first_element + element;
+}
+
 // Entry::data by role. Entry::grad is the gradient; arrays of a role may be absent.
 enum RecordRole {
   kKey,       // [numel] R: what is selected from; of any type where nothing is accumulated
@@ -120,14 +144,37 @@ constexpr int64_t value_bits(WireValue value) {
   return 0;
 }
 
-// Slots that are packed together: they share a scale, and no byte with others.
-LB_HD int64_t chunk_slots(const Record& r) { return r.scale_block; }
-LB_HD int64_t num_chunks(const Record& r) { return (r.slots + r.scale_block - 1) / r.scale_block; }
+// Slots that are packed together, `scale_block` of them: they share a scale, and no byte with
+// others.
+constexpr int64_t num_chunks(const Record& r) {
+  return (r.slots + r.scale_block - 1) / r.scale_block;
+}
+
+struct RecordChunk {
+  int32_t record;
+  int64_t number;        // in the record
+  int64_t first, count;  // slots
+};
+LB_HD RecordChunk chunk_at(const Record* records, int32_t num_records, int64_t chunk) {
+  const int32_t index =
+      record_of(records, num_records, chunk, [](const Record& r) { return r.first_chunk; });
+  const Record& record = records[index];
+  const int64_t number = chunk - record.first_chunk, first = number * record.scale_block;
+  const int64_t rest = record.slots - first;
+  return {index, number, first, rest < record.scale_block ? rest : record.scale_block};
+}
 
 constexpr int64_t aligned(int64_t bytes) {
   return (bytes + kWireAlign - 1) / kWireAlign * kWireAlign;
 }
 
+constexpr int64_t scale_bytes(const Record& r) {
+  return 4 * (is_integer(r.value) ? num_chunks(r) : r.value == WireValue::sign ? 1 : 0);
+}
+constexpr int64_t value_bytes(const Record& r) {
+  if (r.value == WireValue::sign) return (r.slots + 31) / 32 * 4;  // whole words
+  return (r.slots * value_bits(r.value) + 7) / 8;
+}
 constexpr int64_t index_bytes(const Record& r) {
   switch (r.index) {
     case WireIndex::abs32:
@@ -147,12 +194,9 @@ constexpr int64_t index_bytes(const Record& r) {
 
 // Fills in where the parts of a record lie, from its beginning on.
 inline void lay_out(Record& r) {
-  const int64_t scales = is_integer(r.value) ? num_chunks(r) : r.value == WireValue::sign ? 1 : 0;
-  const int64_t values = r.value == WireValue::sign ? (r.slots + 31) / 32 * 4
-                                                    : (r.slots * value_bits(r.value) + 7) / 8;
   r.scales_at = kWireHeader;
-  r.values_at = r.scales_at + aligned(4 * scales);
-  r.indices_at = r.values_at + aligned(values);
+  r.values_at = r.scales_at + aligned(scale_bytes(r));
+  r.indices_at = r.values_at + aligned(value_bytes(r));
   r.bytes = r.indices_at + aligned(index_bytes(r));
 }
 

@@ -89,15 +89,11 @@ __global__ void __launch_bounds__(kTileThreads) fix_up_dense_kernel(FixUpCall ca
 // The others: a block takes a chunk of slots. No two slots of a record are the same element.
 template <class R>
 __global__ void __launch_bounds__(kTileThreads) fix_up_sparse_kernel(FixUpCall call) {
-  const int32_t index = record_of(call.records, call.num_records, int64_t(blockIdx.x),
-                                  [](const Record& r) { return r.first_chunk; });
-  const Record& record = call.records[index];
+  const RecordChunk chunk = chunk_at(call.records, call.num_records, int64_t(blockIdx.x));
+  const Record& record = call.records[chunk.record];
   if (*call.stop != 0 || record.dense()) return;
-  const int64_t first = (int64_t(blockIdx.x) - record.first_chunk) * chunk_slots(record);
-  const int64_t rest = record.slots - first;
-  const int64_t count = rest < chunk_slots(record) ? rest : chunk_slots(record);
-  for (int64_t i = threadIdx.x; i < count; i += kTileThreads) {
-    const int64_t slot = record.first_slot + first + i;
+  for (int64_t i = threadIdx.x; i < chunk.count; i += kTileThreads) {
+    const int64_t slot = record.first_slot + chunk.first + i;
     fix_up_slot<R>(call, record, call.indices[slot], static_cast<const R*>(call.values)[slot]);
   }
 }
@@ -106,9 +102,8 @@ __global__ void __launch_bounds__(kTileThreads) fix_up_sparse_kernel(FixUpCall c
 
 // -------------------------------------------------------------- launchers
 
-void topk_fix_up(const Plan& plan, const FixUpCall& call, void* stream) {
+void topk_fix_up(const FixUpCall& call, void* stream) {
   const int64_t tiles = call.table.num_tiles, chunks = call.num_chunks;
-  (void)plan;
   visit(call.real, [&](auto type) {
     using R = real_t<typename decltype(type)::type>;
     launch("fix_up_dense_kernel", fix_up_dense_kernel<R>, {tiles, kTileThreads}, stream, call);

@@ -10,11 +10,10 @@
 // order on every run, for any number of threads, instruction set and device.
 //
 // Bytes moved per element of fp32, beside those per selected one: accumulation reads g and the
-// state, writes the state and the key (EC 16, EF21 12, EControl 20; 4 less for EC where its e is
-// the key). Selecting reads keys once more, or not at all where they are still in the cache:
-// blocks, small tensors, and where the last threshold has listed the candidates in the first pass.
-// Data whose elements share their first twelve bits is read up to 2 + kDigits times.
-// Allocates nothing.
+// state, writes the state and the key (EC 16, EF21 12, EControl 20). Selecting reads keys once
+// more, or not at all where they are still in the cache: blocks, small tensors, and where the last
+// threshold has listed the candidates in the first pass. Data whose elements share their first
+// twelve bits is read up to 2 + kDigits times. Allocates nothing.
 #pragma once
 
 #include "core/plan.h"
@@ -93,8 +92,8 @@ void topk_select(const Plan& plan, const TopkCall& call);
 void topk_fix_up(const Plan& plan, const FixUpCall& call);
 }  // namespace cpu
 namespace cuda {
-void topk_select(const Plan& plan, const TopkCall& call, void* stream);
-void topk_fix_up(const Plan& plan, const FixUpCall& call, void* stream);
+void topk_select(const TopkCall& call, void* stream);
+void topk_fix_up(const FixUpCall& call, void* stream);
 }  // namespace cuda
 
 // ---- What both backends ask --------------------------------------------------------------------
@@ -107,29 +106,6 @@ LB_HD bool at_once(const Record& r) {
 
 LB_HD uint64_t* histogram_of(const TopkCall& call, int32_t record) {
   return call.scratch.histograms + int64_t(call.records[record].histogram) * kBins;
-}
-
-// The position of a tile's first element in its record.
-LB_HD int64_t position_of(const Record& record, const Row& row, int64_t start) {
-  return row.first_element - record.first_element + start;
-}
-
-struct Place {  // of an element of a record
-  int32_t row;
-  int64_t element;
-};
-LB_HD Place place_of(const Record& record, const Row* rows, int64_t position) {
-  int32_t low = record.first_row, high = low + record.num_rows;
-  const int64_t at = record.first_element + position;
-  while (high - low > 1) {
-    const int32_t middle = low + (high - low) / 2;
-    if (rows[middle].first_element <= at) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return {low, at - rows[low].first_element};
 }
 
 // The threshold from which the first pass lists elements, or 0 where it makes a histogram.

@@ -137,20 +137,16 @@ __global__ void __launch_bounds__(kTileThreads) topk_blocks_kernel(TopkCall call
 
 template <class T>
 __global__ void __launch_bounds__(kTileThreads) topk_draw_kernel(TopkCall call) {
-  const int32_t index = record_of(call.records, call.num_records, int64_t(blockIdx.x),
-                                  [](const Record& r) { return r.first_chunk; });
-  const Record& record = call.records[index];
+  const RecordChunk chunk = chunk_at(call.records, call.num_records, int64_t(blockIdx.x));
+  const Record& record = call.records[chunk.record];
   if (!record.drawn()) return;
   const Draw draw(record, call.step);
-  const int64_t first = (int64_t(blockIdx.x) - record.first_chunk) * chunk_slots(record);
-  const int64_t last =
-      first + chunk_slots(record) < record.slots ? first + chunk_slots(record) : record.slots;
-  for (int64_t slot = first + threadIdx.x; slot < last; slot += kTileThreads) {
-    const int64_t position = draw(slot);
+  for (int64_t i = threadIdx.x; i < chunk.count; i += kTileThreads) {
+    const int64_t slot = record.first_slot + chunk.first + i, position = draw(chunk.first + i);
     const Place place = place_of(record, call.table.rows, position);
-    static_cast<T*>(call.values)[record.first_slot + slot] =
+    static_cast<T*>(call.values)[slot] =
         call.table.rows[place.row].role<const T>(kKey)[place.element];
-    call.indices[record.first_slot + slot] = position;
+    call.indices[slot] = position;
   }
 }
 
@@ -273,11 +269,10 @@ __global__ void __launch_bounds__(kTileThreads) topk_write_kernel(TopkCall call)
 // -------------------------------------------------------------- launchers
 
 // A block a tile, a block of elements, or a record: no result depends on which block takes it.
-void topk_select(const Plan& plan, const TopkCall& call, void* stream) {
+void topk_select(const TopkCall& call, void* stream) {
   constexpr size_t kShared = kBins * sizeof(unsigned);
   const int64_t tiles = call.table.num_tiles, records = call.num_records;
   const int64_t thousands = (records + kTileThreads - 1) / kTileThreads;
-  (void)plan;
   launch("topk_begin_kernel", topk_begin_kernel, {thousands, kTileThreads}, stream, call);
   visit(call.key, [&](auto type) {
     using T = typename decltype(type)::type;

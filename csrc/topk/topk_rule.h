@@ -30,13 +30,7 @@ LB_HD key_t<T> key_of(T x) {
   } else if constexpr (sizeof(T) == 4) {
     return detail::bits_of(x) & 0x7fffffffu;
   } else {
-#if defined(__CUDA_ARCH__)
-    const auto bits = uint64_t(__double_as_longlong(x));
-#else
-    uint64_t bits;
-    __builtin_memcpy(&bits, &x, sizeof bits);
-#endif
-    return bits & 0x7fffffffffffffffu;
+    return uint64_t(detail::bits_of(x)) & 0x7fffffffffffffffu;
   }
 }
 
@@ -48,13 +42,7 @@ LB_HD double magnitude_of(uint64_t key) {
   } else if constexpr (sizeof(T) == 4) {
     return double(detail::float_of(uint32_t(key)));
   } else {
-#if defined(__CUDA_ARCH__)
-    return __longlong_as_double((long long)key);
-#else
-    double x;
-    __builtin_memcpy(&x, &key, sizeof x);
-    return x;
-#endif
+    return detail::double_of(int64_t(key));
   }
 }
 

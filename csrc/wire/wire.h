@@ -61,10 +61,10 @@ void wire_inspect(const WireWork& work, const WireReduce& reduce);
 void wire_reduce(const Plan& plan, const WireWork& work, const WireReduce& reduce);
 }  // namespace cpu
 namespace cuda {
-void wire_pack(const Plan& plan, const WireWork& work, const WirePack& pack, void* stream);
-void wire_unpack(const Plan& plan, const WireWork& work, const WireUnpack& unpack, void* stream);
+void wire_pack(const WireWork& work, const WirePack& pack, void* stream);
+void wire_unpack(const WireWork& work, const WireUnpack& unpack, void* stream);
 void wire_inspect(const WireWork& work, const WireReduce& reduce, void* stream);
-void wire_reduce(const Plan& plan, const WireWork& work, const WireReduce& reduce, void* stream);
+void wire_reduce(const WireWork& work, const WireReduce& reduce, void* stream);
 }  // namespace cuda
 
 // ---- What both backends ask --------------------------------------------------------------------
@@ -79,20 +79,6 @@ template <class F>
 LB_HD void visit_real(DType real, F f) {
   if (real == DType::float64) return f(Real<double>{});
   f(Real<float>{});
-}
-
-struct WireChunk {
-  int32_t record;
-  int64_t number;        // in the record
-  int64_t first, count;  // slots
-};
-LB_HD WireChunk chunk_at(const WireWork& work, int64_t chunk) {
-  const int32_t index = record_of(work.records, work.num_records, chunk,
-                                  [](const Record& r) { return r.first_chunk; });
-  const Record& record = work.records[index];
-  const int64_t number = chunk - record.first_chunk, first = number * chunk_slots(record);
-  const int64_t rest = record.slots - first, size = chunk_slots(record);
-  return {index, number, first, rest < size ? rest : size};
 }
 
 // The record of a rank's payload.
@@ -117,18 +103,8 @@ LB_HD R* unpacked_to(const WireWork& work, const WireUnpack& unpack, const Recor
 // The sum of an element of a record.
 template <class R>
 LB_HD R* sum_at(const WireWork& work, const Record& record, int64_t position) {
-  const Row* rows = work.table.rows;
-  const int64_t at = record.first_element + position;
-  int32_t low = record.first_row, high = low + record.num_rows;
-  while (high - low > 1) {
-    const int32_t middle = low + (high - low) / 2;
-    if (rows[middle].first_element <= at) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return rows[low].role<R>(kSum) + (at - rows[low].first_element);
+  const Place place = place_of(record, work.table.rows, position);
+  return work.table.rows[place.row].role<R>(kSum) + place.element;
 }
 
 }  // namespace lb

@@ -17,10 +17,10 @@ namespace lb {
 
 LB_DECLARE_FOR_ISAS(double wire_size(DType real, const void* values, int64_t n);
                     void wire_encode(DType real, const Record& r, const void* values,
-                                     const WireChunk& chunk, const RandomStream& stream,
+                                     const RecordChunk& chunk, const RandomStream& stream,
                                      uint8_t* bytes);
                     void wire_encode_indices(const Record& r, const int64_t* from,
-                                             const WireChunk& chunk, uint8_t* bytes);
+                                             const RecordChunk& chunk, uint8_t* bytes);
                     void wire_decode(DType real, const Record& r, const uint8_t* bytes,
                                      int64_t first, int64_t n, void* values);
                     void wire_decode_indices(const Record& r, const uint8_t* bytes, int64_t first,
@@ -52,7 +52,7 @@ void* at(const WireWork& work, void* array, int64_t element) {
 // ---- Packing -----------------------------------------------------------------------------------
 
 // The part of the counts of blk16 that goes with a chunk.
-void pack_ends(const Record& record, const int64_t* indices, const WireChunk& chunk,
+void pack_ends(const Record& record, const int64_t* indices, const RecordChunk& chunk,
                uint8_t* bytes) {
   const int64_t blocks = num_index_blocks(record), chunks = num_chunks(record);
   const int64_t first = blocks * chunk.number / chunks, last = blocks * (chunk.number + 1) / chunks;
@@ -60,7 +60,7 @@ void pack_ends(const Record& record, const int64_t* indices, const WireChunk& ch
   for (int64_t b = first; b < last; ++b) ends[b] = count_below_end(record, indices, b);
 }
 
-void pack_chunk(const WireWork& work, const WirePack& pack, const WireChunk& chunk) {
+void pack_chunk(const WireWork& work, const WirePack& pack, const RecordChunk& chunk) {
   const Record& record = work.records[chunk.record];
   uint8_t* bytes = pack.payload + record.offset;
   visit_real(work.real, [&](auto type) {
@@ -108,8 +108,8 @@ void add_drawn(const WireWork& work, const WireReduce& reduce, const Record& rec
   constexpr int64_t kPiece = 512;
   const auto decode = LB_FOR_ISA(wire_decode);
   const R share = R(1 / double(reduce.world));
-  const int64_t begin = chunk * chunk_slots(record);
-  const int64_t end = std::min(begin + chunk_slots(record), record.slots);
+  const int64_t begin = chunk * record.scale_block;
+  const int64_t end = std::min(begin + record.scale_block, record.slots);
   for (int64_t first = begin; first < end; first += kPiece) {
     const int64_t count = std::min(kPiece, end - first);
     R* places[kPiece];
@@ -167,7 +167,8 @@ void wire_pack(const Plan& plan, const WireWork& work, const WirePack& pack) {
 #pragma omp barrier
     }
 #pragma omp for schedule(static) nowait
-    for (int64_t c = 0; c < work.num_chunks; ++c) pack_chunk(work, pack, chunk_at(work, c));
+    for (int64_t c = 0; c < work.num_chunks; ++c)
+      pack_chunk(work, pack, chunk_at(work.records, work.num_records, c));
 #pragma omp for schedule(static)
     for (int32_t r = 0; r < work.num_records; ++r) pack_rest(work, pack, r);
   }
@@ -178,7 +179,7 @@ void wire_unpack(const Plan& plan, const WireWork& work, const WireUnpack& unpac
   const auto decode_indices = LB_FOR_ISA(wire_decode_indices);
 #pragma omp parallel for schedule(static) num_threads(threads_for(plan.numel()))
   for (int64_t c = 0; c < work.num_chunks; ++c) {
-    const WireChunk chunk = chunk_at(work, c);
+    const RecordChunk chunk = chunk_at(work.records, work.num_records, c);
     const Record& record = work.records[chunk.record];
     const uint8_t* bytes = unpack.payload + record.offset;
     visit_real(work.real, [&](auto type) {
@@ -222,7 +223,7 @@ void wire_reduce(const Plan& plan, const WireWork& work, const WireReduce& reduc
       void* sums = at(work, row.data[kSum], tile.start);
       if (reduce.zero) std::memset(sums, 0, size_t(tile.numel * size_of(work.real)));
       if (record.drawn()) return;
-      const int64_t position = row.first_element - record.first_element + tile.start;
+      const int64_t position = position_of(record, row, tile.start);
       if (!stop) add(work.real, record, reduce, position, tile.numel, sums);
       if (reduce.outs) finish(work.real, row, tile.start, tile.numel, reduce.scale);
     });

@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kTileThreads) wire_sum_kernel(WireWork work, W
     load(i, count, x);
     store_quad(shared + (i - part.start), kQuad, x);
   });
-  const int64_t position = row.first_element - record.first_element + part.start;
+  const int64_t position = position_of(record, row, part.start);
   add_slots(reduce, record, position, part.numel, shared);
   for_quads(part, [&](int64_t i, int count) {
     R x[kQuad];
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kTileThreads) wire_sum_kernel(WireWork work, W
 template <class R>
 __global__ void __launch_bounds__(kTileThreads)
     wire_drawn_kernel(WireWork work, WireReduce reduce) {
-  const WireChunk chunk = chunk_at(work, int64_t(blockIdx.x));
+  const RecordChunk chunk = chunk_at(work.records, work.num_records, int64_t(blockIdx.x));
   const Record& record = work.records[chunk.record];
   if (*reduce.stop != 0 || !record.drawn()) return;
   const Draw draw(record, header_step(record_from(reduce, record, 0)));
@@ -179,8 +179,7 @@ __global__ void __launch_bounds__(kTileThreads) wire_outs_kernel(WireWork work, 
 // -------------------------------------------------------------- launchers
 
 // A block a chunk, a record or a tile: no result depends on which block takes it.
-void wire_pack(const Plan& plan, const WireWork& work, const WirePack& pack, void* stream) {
-  (void)plan;
+void wire_pack(const WireWork& work, const WirePack& pack, void* stream) {
   const int64_t blocks = work.num_chunks + work.num_records, tiles = work.table.num_tiles;
   visit_real(work.real, [&](auto type) {
     using R = typename decltype(type)::type;
@@ -191,8 +190,7 @@ void wire_pack(const Plan& plan, const WireWork& work, const WirePack& pack, voi
   });
 }
 
-void wire_unpack(const Plan& plan, const WireWork& work, const WireUnpack& unpack, void* stream) {
-  (void)plan;
+void wire_unpack(const WireWork& work, const WireUnpack& unpack, void* stream) {
   const int64_t chunks = work.num_chunks;
   visit_real(work.real, [&](auto type) {
     using R = typename decltype(type)::type;
@@ -205,8 +203,7 @@ void wire_inspect(const WireWork& work, const WireReduce& reduce, void* stream) 
   launch("wire_inspect_kernel", wire_inspect_kernel, {1, kInspectThreads}, stream, work, reduce);
 }
 
-void wire_reduce(const Plan& plan, const WireWork& work, const WireReduce& reduce, void* stream) {
-  (void)plan;
+void wire_reduce(const WireWork& work, const WireReduce& reduce, void* stream) {
   const int64_t tiles = work.table.num_tiles, chunks = work.num_chunks;
   visit_real(work.real, [&](auto type) {
     using R = typename decltype(type)::type;

@@ -40,7 +40,7 @@ __device__ __forceinline__ uint32_t block_largest(uint32_t x) {
 }
 
 template <class T, class R>
-__device__ __forceinline__ void pack_floats(const R* x, const WireChunk& chunk, T* to) {
+__device__ __forceinline__ void pack_floats(const R* x, const RecordChunk& chunk, T* to) {
   for_slot_quads(chunk.count, [&](int64_t i, int count) {
     R value[kQuad];
     Quad<T> stored;
@@ -58,7 +58,7 @@ __device__ __forceinline__ void pack_floats(const R* x, const WireChunk& chunk, 
 
 // Eight of them a thread: a byte. Whole words are written.
 template <class R>
-__device__ __forceinline__ void pack_signs(const R* x, const WireChunk& chunk, uint8_t* to) {
+__device__ __forceinline__ void pack_signs(const R* x, const RecordChunk& chunk, uint8_t* to) {
   const int64_t n = (chunk.count + 31) / 32 * 32;
   for (int64_t i = int64_t(threadIdx.x) * 8; i < n; i += kTileThreads * 8) {
     uint32_t bits = 0;
@@ -76,7 +76,7 @@ __device__ __forceinline__ void pack_signs(const R* x, const WireChunk& chunk, u
 
 template <class R, WireValue kValue>
 __device__ __forceinline__ void pack_levels(const Record& record, const R* x,
-                                            const WireChunk& chunk, const RandomStream& stream,
+                                            const RecordChunk& chunk, const RandomStream& stream,
                                             uint8_t* bytes) {
   constexpr int kBits = kFieldBits<kValue>;
   const WireLevels levels = levels_of(kValue);
@@ -117,7 +117,7 @@ __device__ __forceinline__ void pack_levels(const Record& record, const R* x,
 }
 
 __device__ __forceinline__ void pack_indices(const Record& record, const int64_t* indices,
-                                             const WireChunk& chunk, uint8_t* bytes) {
+                                             const RecordChunk& chunk, uint8_t* bytes) {
   const int64_t last = chunk.first + chunk.count;
   if (record.index == WireIndex::blk12) {
     const auto offset = [&](int64_t slot) {
@@ -244,7 +244,7 @@ template <class R>
 __global__ void __launch_bounds__(kTileThreads) wire_pack_kernel(WireWork work, WirePack pack) {
   const auto block = int64_t(blockIdx.x);
   if (block >= work.num_chunks) return pack_rest(work, pack, int32_t(block - work.num_chunks));
-  const WireChunk chunk = chunk_at(work, block);
+  const RecordChunk chunk = chunk_at(work.records, work.num_records, block);
   const Record& record = work.records[chunk.record];
   uint8_t* bytes = pack.payload + record.offset;
   const R* x = packed_from<R>(work, pack, record) + chunk.first;
@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(kTileThreads) wire_pack_kernel(WireWork work, 
 template <class R>
 __global__ void __launch_bounds__(kTileThreads)
     wire_unpack_kernel(WireWork work, WireUnpack unpack) {
-  const WireChunk chunk = chunk_at(work, int64_t(blockIdx.x));
+  const RecordChunk chunk = chunk_at(work.records, work.num_records, int64_t(blockIdx.x));
   const Record& record = work.records[chunk.record];
   const uint8_t* bytes = unpack.payload + record.offset;
   R* values = unpacked_to<R>(work, unpack, record) + chunk.first;

@@ -130,7 +130,7 @@ double wire_size(DType real, const void* values, int64_t n) {
 }
 
 // `values` are those of a chunk of slots.
-void wire_encode(DType real, const Record& r, const void* values, const WireChunk& chunk,
+void wire_encode(DType real, const Record& r, const void* values, const RecordChunk& chunk,
                  const RandomStream& stream, uint8_t* bytes) {
   visit_real(real, [&](auto type) LB_INLINE {
     using R = typename decltype(type)::type;
@@ -148,7 +148,7 @@ void wire_encode(DType real, const Record& r, const void* values, const WireChun
   });
 }
 
-void wire_encode_indices(const Record& r, const int64_t* __restrict from, const WireChunk& chunk,
+void wire_encode_indices(const Record& r, const int64_t* __restrict from, const RecordChunk& chunk,
                          uint8_t* bytes) {
   const int64_t n = chunk.count;
   if (r.index == WireIndex::abs32) {

@@ -82,13 +82,9 @@ LB_HD int64_t header_nonfinite(const uint8_t* bytes) {
 
 // Where the zeros begin that pad the scales (0), the values (1) or the indices (2) of a record.
 LB_HD int64_t padding_at(const Record& r, int part) {
-  if (part == 0) {
-    const int64_t scales = is_integer(r.value) ? num_chunks(r) : r.value == WireValue::sign ? 1 : 0;
-    return r.scales_at + 4 * scales;
-  }
-  if (part == 2) return r.indices_at + index_bytes(r);
-  return r.values_at + (r.value == WireValue::sign ? (r.slots + 31) / 32 * 4
-                                                   : (r.slots * value_bits(r.value) + 7) / 8);
+  return part == 0   ? r.scales_at + scale_bytes(r)
+         : part == 1 ? r.values_at + value_bytes(r)
+                     : r.indices_at + index_bytes(r);
 }
 
 // ---- Values ------------------------------------------------------------------------------------
@@ -173,16 +169,6 @@ LB_HD float decode_level(int code, float step, const WireLevels& levels) {
   return (float(code) - levels.centre) * step;
 }
 
-LB_HD double double_of(uint64_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __longlong_as_double((long long)bits);
-#else
-  double x;
-  __builtin_memcpy(&x, &bits, sizeof x);
-  return x;
-#endif
-}
-
 // Bit j of a word of signs. A table, since SSE2 has no shift by another number in each lane.
 struct SignBits {
   uint32_t of[32];
@@ -202,7 +188,7 @@ template <class R, WireValue kValue>
 LB_HD R decode_field(uint64_t field, float step) {
   switch (kValue) {
     case WireValue::float64:
-      return R(double_of(field));
+      return R(detail::double_of(int64_t(field)));
     case WireValue::float16:
       return R(to_real(Half{uint16_t(field)}));
     case WireValue::bfloat16:

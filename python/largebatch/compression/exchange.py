@@ -22,22 +22,25 @@ class State:
     errors, shifts, momenta : of this rank
     means : the mean of the shifts of all ranks, the same on each
     rank, step : int
+    ids : list of int
+        What keys the random numbers of each tensor: its position.
     """
 
     def __init__(self, tensors, roles, rank):
+        self.ids = list(range(len(tensors)))
         for role, name in ROLES.items():
             new = [torch.zeros_like(t, dtype=real_of(t.dtype)).detach() for t in tensors]
             setattr(self, name, new if role in roles else [])
         self.rank, self.step, self.exchange = rank, 0, None
 
 
-def records_of(method, numels):
+def records_of(method, numels, ids=None):
     """Return the records of tensors, in order, and the sizes of what is compressed.
 
     Small tensors are dense; neighbours that are not are one record where the scope is a bucket.
     """
-    compressor, records, sizes = method.compressor, [], []
-    groups = []
+    compressor, records, sizes, groups = method.compressor, [], [], []
+    ids = range(len(numels)) if ids is None else ids
     for t, numel in enumerate(numels):
         small = numel < method.min_numel or numel == 0
         together = groups and compressor.scope == "bucket" and not small and not groups[-1][0]
@@ -48,9 +51,9 @@ def records_of(method, numels):
     for small, group in groups:
         own = [numels[t] for t in group]
         if small:
-            records.append({"select": "dense", "id": group[0]})
+            records.append({"select": "dense", "id": ids[group[0]]})
             continue
-        record = compressor.record(own, group[0])
+        record = compressor.record(own, ids[group[0]])
         if len(group) == 1 and record["select"] == "topk" and record["k"] == own[0]:
             record = record | {"select": "dense", "indices": "auto", "k": 0}
         records.append(record)
@@ -65,7 +68,7 @@ class Exchange:
         self.like = [(g.shape, g.dtype, g.device) for g in grads]
         self.state, self.shifted = state, method.shifted
         numels = [g.numel() for g in grads]
-        records, sizes = records_of(method, numels)
+        records, sizes = records_of(method, numels, state.ids)
         self.plan = _C.CompressionPlan(numels, records)
         self.rule = method.rule(sizes)
         device = grads[0].device if grads else torch.device("cpu")

@@ -34,6 +34,7 @@ class Hook:
         self.method, self.group = method, process_group
         self.start_step, self.policy = start_step, nonfinite
         self.names = {p: name for name, p in model.named_parameters()}
+        self._ids = {p: i for i, p in enumerate(self.names)}
         self.state = {}  # parameter: {role: tensor}
         self.step = 0
         self.nonfinite = []
@@ -108,6 +109,7 @@ class Hook:
         """Return the exchange of a bucket, whose state is that of its parameters."""
         if parameters not in self._exchanges:
             state = State([], [], dist.get_rank(self.group))
+            state.ids = [self._ids[p] for p in parameters]
             for role in self.method.roles():
                 setattr(state, ROLES[role], [self._of(p)[role] for p in parameters])
             self._exchanges[parameters] = Exchange(self.method, state, grads)
@@ -116,7 +118,7 @@ class Hook:
     def _agree(self, device):
         """Raise on every rank unless all have the same method, compressor and parameters."""
         sizes = [(name, tuple(p.shape)) for p, name in self.names.items()]
-        setting = repr((self.method, vars(self.method), self.start_step, self.policy, sizes))
+        setting = repr((self.method, self.start_step, self.policy, sizes))
         digest = hashlib.sha256(setting.encode()).digest()
         mine = torch.tensor(list(digest), dtype=torch.uint8, device=device)
         world = dist.get_world_size(self.group)
@@ -177,13 +179,12 @@ class Hook:
     def rebuild(self, process_group=None):
         """Make H the mean of h over the ranks of a group, and exchange with those from now on.
 
-        To be called by each of them after a rank is lost or has joined: what a lost one had in H
-        would stay there as a bias.
+        To be called by each of them after a rank is lost: what it had in H would stay there as a
+        bias.
         """
         self.group, self._agreed, self._exchanges = process_group, False, {}
         world = dist.get_world_size(process_group)
-        for name in sorted(self.names.values()) if self.method.shifted else ():
-            own = self.state.get(next(p for p, n in self.names.items() if n == name))
-            if own is not None:
-                own["mean"].copy_(own["shift"]).div_(world)
-                dist.all_reduce(own["mean"], group=process_group)
+        for p in self.names if self.method.shifted else ():  # in one order on all ranks
+            own = self._of(p)
+            own["mean"].copy_(own["shift"]).div_(world)
+            dist.all_reduce(own["mean"], group=process_group)

@@ -113,9 +113,11 @@ class Method:
             Steps that are dense, at least 1: buckets change after the first one, and the last one
             gives h, H and the momentum without further communication.
         nonfinite : {"skip", "drop", "raise"}
-            What a gradient does that is not finite, on any rank. skip: nothing is sent, and the
-            update has a NaN, by which a loss scaler skips the step everywhere. drop: the element is
-            left out. raise: so, and FloatingPointError on every rank; waits for the device.
+            What a gradient does that is not finite, on any rank. skip: nothing of its bucket is
+            sent, and the update has a NaN, by which a loss scaler skips the step everywhere; what
+            other buckets have sent is lost with the step, where the update is not H. drop: the
+            element is left out. raise: so, and FloatingPointError on every rank; waits for the
+            device.
 
         Returns
         -------
@@ -142,7 +144,9 @@ class Method:
         return state.exchange
 
     def __repr__(self):  # noqa: D105
-        return f"{type(self).__name__}({self.compressor})"
+        options = {name: value for name, value in vars(self).items() if name != "compressor"}
+        listed = "".join(f", {name}={value!r}" for name, value in options.items())
+        return f"{type(self).__name__}({self.compressor}{listed})"
 
 
 class ErrorFeedback(Method):
@@ -204,8 +208,8 @@ class EF21(Method):
 
     Examples
     --------
-    >>> EF21(TopK(ratio=0.01), momentum=0.1)
-    EF21(TopK(ratio=0.01, k=None, values='float32', indices='auto', scope='tensor'))
+    >>> EF21(TopK(ratio=0.01), momentum=0.1).roles()
+    ['shift', 'momentum', 'mean']
     """
 
     name = "ef21"
