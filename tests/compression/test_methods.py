@@ -19,8 +19,10 @@ from largebatch.compression import (
     Threshold,
     TopK,
     break_even,
+    exchange,
     traffic,
 )
+from largebatch.reference import compression as reference
 from tests.helpers import same_bits
 
 COMPRESSORS = [
@@ -38,8 +40,8 @@ METHODS = [
     lambda c: ErrorFeedback(c, min_numel=100),
     lambda c: EF21(c, min_numel=100),
     lambda c: EF21(c, momentum=0.1, min_numel=100),
-    lambda c: EControl(c, eta=0.004, min_numel=100),
-    lambda c: EControl(c, eta=0.004, momentum=0.1, min_numel=100),
+    lambda c: EControl(c, eta=0.003, min_numel=100),
+    lambda c: EControl(c, eta=0.003, momentum=0.1, min_numel=100),
 ]
 SHAPES = [(70, 60), (50,), (3000,), (0,), (20, 10, 15)]
 
@@ -52,6 +54,8 @@ def gradients(step, rank, dtype=torch.float32, device="cpu"):
 @pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)
 @pytest.mark.parametrize("make", METHODS)
 def test_ranks_agree_and_nothing_is_lost(backend, make, compressor):
+    if backend.name == "simt" and make is not METHODS[-1]:
+        pytest.skip("one method goes through all kernels")
     method = make(compressor)
     ranks = [method.init(gradients(0, 0, device=backend.device), rank=r) for r in range(3)]
     for step in range(3):
@@ -77,6 +81,27 @@ def test_ranks_agree_and_nothing_is_lost(backend, make, compressor):
                 held = 3 * updates[0][t].double() if held is None else held
                 mine = sum(g[t].double() for g in grads)
                 assert torch.allclose(moved, mine - held, atol=2e-5)
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)
+@pytest.mark.parametrize("make", [*METHODS, lambda c: DGC(c, min_numel=100)])
+def test_a_step_is_the_oracles(make, compressor, monkeypatch):
+    """Payloads, updates and all state."""
+    if isinstance(compressor, Quantize | Dense) and make not in METHODS:
+        return
+    found = []
+    for engine in (largebatch._C.CompressionPlan, reference.Plan):
+        monkeypatch.setattr(exchange, "new_plan", engine)
+        method = make(compressor)
+        ranks = [method.init(gradients(0, 0), rank=r) for r in range(2)]
+        found.append([])
+        for step in range(2):
+            payloads = [method.encode(s, gradients(step, s.rank)) for s in ranks]
+            found[-1] += payloads
+            for s in ranks:
+                found[-1] += method.decode(s, payloads)
+                found[-1] += [t.clone() for t in s.errors + s.shifts + s.momenta + s.means]
+    assert same_bits(*found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

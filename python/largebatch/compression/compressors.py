@@ -1,77 +1,20 @@
 # SPDX-FileCopyrightText: 2026 the largebatch authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept of a gradient, and in which form it is sent."""
+"""What is kept of a gradient, and in which form it is sent.
+
+Compressors are values: frozen, equal if their settings are. Wrong settings raise ValueError or
+TypeError with one line. What they do is the same bits on every run and backend.
+"""
 
 import math
 from dataclasses import dataclass
 
+from ._checks import check_choice, check_number, check_whole, refuse
+from .quantizer import Quantize, check_seed, values_of
+
+__all__ = ["BlockTopK", "Dense", "Quantize", "RandomK", "Sign", "Threshold", "TopK"]
+
 FLOATS = ("float32", "float16", "bfloat16", "float64")
-
-
-def refuse(obj, argument, got, expected, error=ValueError):
-    """Raise, with one line that names class and argument."""
-    raise error(f"{type(obj).__name__}: {argument}: got {got!r}, expected {expected}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantize:
-    r"""All elements, or the values of another compressor, in 8, 4 or 2 bits.
-
-    .. math:: \text{code} = \lfloor v / s + c + u \rfloor, \qquad Q(v) = (\text{code} - c)\, s
-
-    with s the largest magnitude of `block` neighbours over 127, 7 or 1.5, u random in [0, 1), so
-    that E Q(v) = v (Alistarh et al. 2017, "QSGD", arXiv:1610.02132), or 1/2.
-
-    Parameters
-    ----------
-    bits : {8, 4, 2}
-    block : int
-        Neighbours that share a scale, a multiple of 64 up to 16384.
-    rounding : {"stochastic", "nearest"}
-    seed : int
-        Of the random numbers, which are a function of (seed, tensor, step, rank, element).
-
-    Examples
-    --------
-    >>> Quantize(bits=4).record([1000])["values"]
-    'int4'
-    """
-
-    bits: int = 8
-    block: int = 2048
-    rounding: str = "stochastic"
-    seed: int = 0
-
-    def __post_init__(self):  # noqa: D105
-        if self.bits not in (8, 4, 2):
-            refuse(self, "bits", self.bits, "8, 4 or 2")
-        if self.rounding not in ("stochastic", "nearest"):
-            refuse(self, "rounding", self.rounding, '"stochastic" or "nearest"')
-
-    def record(self, numels, tensor_id=0):
-        """Return how the tensors are kept, for the engine."""
-        return {"select": "dense", "id": tensor_id} | values_of(self)
-
-    def delta(self, numel):
-        """Return the contraction that is guaranteed for so many elements.
-
-        1/(1 + n_b/(4 a^2)) for blocks of n_b elements: a rounding error has a variance of at most
-        s^2/4, and the norm of a block is at least its largest element, a s.
-        """
-        reach = {8: 127.0, 4: 7.0, 2: 1.5}[self.bits]
-        return 1 / (1 + min(self.block, max(numel, 1)) / (4 * reach**2))
-
-
-def values_of(values):
-    """Return the part of a record that says how values are sent."""
-    if isinstance(values, Quantize):
-        return {
-            "values": f"int{values.bits}",
-            "scale_block": values.block,
-            "rounding": values.rounding,
-            "seed": values.seed,
-        }
-    return {"values": values}
 
 
 class _Compressor:
@@ -84,14 +27,11 @@ class _Compressor:
     def _check_size(self):
         if (self.ratio is None) == (self.k is None):
             refuse(self, "ratio, k", (self.ratio, self.k), "one of the two")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            refuse(self, "ratio", self.ratio, "a number in (0, 1]")
-        if self.k is not None and (not isinstance(self.k, int) or self.k < 1):
-            refuse(self, "k", self.k, "an integer of at least 1")
-
-    def _check_scope(self):
-        if self.scope not in ("tensor", "bucket"):
-            refuse(self, "scope", self.scope, '"tensor" or "bucket"')
+        if self.ratio is not None:
+            check_number(self, "ratio", self.ratio, "a number in (0, 1]", lambda r: 0 < r <= 1)
+        if self.k is not None:
+            check_whole(self, "k", self.k, "an integer of at least 1", lambda k: k >= 1)
+        check_choice(self, "scope", self.scope, ("tensor", "bucket"))
 
     def kept(self, numel):
         """Return how many of so many elements are kept: at least one, at most all."""
@@ -136,9 +76,7 @@ class TopK(_Compressor):
     def __post_init__(self):  # noqa: D105
         self._check_size()
         self._check_values()
-        self._check_scope()
-        if self.indices not in ("auto", "abs32", "blk16"):
-            refuse(self, "indices", self.indices, '"auto", "abs32" or "blk16"')
+        check_choice(self, "indices", self.indices, ("auto", "abs32", "blk16"))
 
     def record(self, numels, tensor_id=0):
         """Return how the tensors are kept, for the engine."""
@@ -158,6 +96,8 @@ class BlockTopK(_Compressor):
         `block` is a power of two from 64 to 65536, k at most that.
     values : str or Quantize
         As for :class:`TopK`.
+    indices : {"auto", "abs32", "blk16", "blk12"}
+        blk12, 12 bits each, is for blocks of at most 4096 that keep an even number.
 
     Examples
     --------
@@ -168,14 +108,20 @@ class BlockTopK(_Compressor):
     k: int = 64
     block: int = 4096
     values: object = "float32"
+    indices: str = "auto"
     scope = "tensor"
 
     def __post_init__(self):  # noqa: D105
         self._check_values()
-        if self.block not in [2**i for i in range(6, 17)]:
-            refuse(self, "block", self.block, "a power of two from 64 to 65536")
-        if not isinstance(self.k, int) or not 1 <= self.k <= self.block:
-            refuse(self, "k", self.k, f"an integer from 1 to block = {self.block}")
+        powers = [2**i for i in range(6, 17)]
+        expected = "a power of two from 64 to 65536"
+        check_whole(self, "block", self.block, expected, powers.__contains__)
+        expected = f"an integer from 1 to block = {self.block}"
+        check_whole(self, "k", self.k, expected, lambda k: 1 <= k <= self.block)
+        choices = ("auto", "abs32", "blk16", "blk12")
+        check_choice(self, "indices", self.indices, choices)
+        if self.indices == "blk12" and (self.block > 4096 or self.k % 2 != 0):
+            refuse(self, "indices", "blk12", "others unless block is at most 4096 and k even")
 
     def delta(self, numel):
         """Return the contraction that is guaranteed: k/block."""
@@ -184,14 +130,14 @@ class BlockTopK(_Compressor):
     def record(self, numels, tensor_id=0):
         """Return how the tensors are kept, for the engine."""
         record = {"select": "block", "k": self.k, "block": self.block, "id": tensor_id}
-        return record | values_of(self.values)
+        return record | {"indices": self.indices} | values_of(self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomK(_Compressor):
     """k elements at random, the same ones on every rank: no indices are sent.
 
-    Contraction k/n in expectation; values are not scaled up.
+    Contraction k/n in expectation, for strided 1/ceil(n/k); values are not scaled up.
 
     Parameters
     ----------
@@ -218,9 +164,14 @@ class RandomK(_Compressor):
     def __post_init__(self):  # noqa: D105
         self._check_size()
         self._check_values()
-        self._check_scope()
-        if self.mode not in ("permutation", "strided"):
-            refuse(self, "mode", self.mode, '"permutation" or "strided"')
+        check_choice(self, "mode", self.mode, ("permutation", "strided"))
+        check_seed(self, self.seed)
+
+    def delta(self, numel):
+        """Return the contraction in expectation: k/n, or 1 over the size of a neighbourhood."""
+        if self.mode == "permutation" or numel == 0:
+            return super().delta(numel)
+        return 1 / math.ceil(numel / self.kept(numel))
 
     def record(self, numels, tensor_id=0):
         """Return how the tensors are kept, for the engine."""
@@ -256,10 +207,10 @@ class Threshold(_Compressor):
 
     def __post_init__(self):  # noqa: D105
         self._check_values()
-        if not self.tau > 0:
-            refuse(self, "tau", self.tau, "a number above 0")
-        if not 0 < self.capacity <= 1:
-            refuse(self, "capacity", self.capacity, "a number in (0, 1]")
+        check_number(
+            self, "tau", self.tau, "a number above 0", lambda t: t > 0 and math.isfinite(t)
+        )
+        check_number(self, "capacity", self.capacity, "a number in (0, 1]", lambda c: 0 < c <= 1)
 
     def delta(self, numel):
         """Return 0: nothing is guaranteed."""
@@ -321,6 +272,3 @@ class Dense(_Compressor):
     def record(self, numels, tensor_id=0):
         """Return how the tensors are kept, for the engine."""
         return {"select": "dense", "id": tensor_id} | values_of(self.values)
-
-
-Quantize.scope = "tensor"

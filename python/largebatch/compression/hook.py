@@ -2,189 +2,282 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compression as the communication hook of DistributedDataParallel."""
 
-import hashlib
-
 import torch
 import torch.distributed as dist
 
-from .exchange import ROLES, Exchange, State
-
-# The name of it since torch 2.13, and before.
-all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+from . import _comm
+from ._checks import check_choice, check_whole, refuse
+from ._round import Round
+from ._state import HookState
+from .exchange import real_of
+from .quantizer import Quantize
+from .regions import Regions
 
 POLICIES = ("skip", "drop", "raise")
 
 
-class Hook:
-    """One collective a bucket in the place of the all-reduce; see :meth:`Method.hook`.
+class Hook(HookState):
+    """One collective a bucket in the place of DDP's all-reduce: an all-gather of payloads.
 
-    nonfinite : list of int
-        Gradients that each rank left out in the last step, summed over its buckets.
+    Made by ``method.hook(model, ...)``, for ``ddp.register_comm_hook(None, hook)``. State is kept
+    by parameter, so that buckets may change; ``no_sync`` and gradients that are views of buckets
+    work as they do without it. Gradients of ``sparse=True`` embeddings, which DDP has in buckets of
+    their own, are summed as they are.
+
+    Parameters
+    ----------
+    method : Method
+    model : Module
+        The one inside DistributedDataParallel, or that: it gives parameters their names.
+    process_group : ProcessGroup, optional
+        That of DistributedDataParallel.
+    start_step : int
+        Steps that are dense, at least 1: buckets change after the first one, and the last one gives
+        h, H and the momentum without further communication. If it has a gradient that is not
+        finite, the next one is the last.
+    nonfinite : {"skip", "drop", "raise"}
+        What a gradient does that is not finite, on any rank. skip: nothing is sent, and the update
+        has a NaN, by which a loss scaler skips the step everywhere. drop: the element is left out.
+        raise: so, and FloatingPointError on every rank; waits for the device.
+    loss_scale : GradScaler or callable, optional
+        What gradients are multiplied by when they come: state is in units without it.
+    lr : callable, optional
+        Returns the learning rate of the step, for ``ErrorFeedback(scale_residual_by_lr_ratio)``.
+    freeze_unused : bool
+        A parameter that no gradient comes to on this rank sends nothing, and keeps its state; with
+        ``find_unused_parameters=True``. Else its residual goes on being sent, and is lost where no
+        rank has used it, as DDP leaves such gradients alone.
+    checksum : bool
+        Payloads have a CRC-32 of each record, which all receivers look at; waits for the device.
+    exchange : {"all_gather", "regions"}
+        regions: each rank adds up a part of the elements and passes on the largest sums, which
+        pays with many ranks; see :mod:`~largebatch.compression.regions`. The backward pass waits.
+
+    Attributes
+    ----------
+    nonfinite : Tensor
+        ``[W]`` int64: gradients that each rank left out in the last step.
+    step : int
+
+    Raises
+    ------
+    ValueError, TypeError
+        One line. In the first step, on every rank: for ranks with different methods, options or
+        parameters. A hook is for one model.
+    RuntimeError
+        With `checksum`: for a payload that has changed on its way, naming rank and parameter.
+
+    Notes
+    -----
+    The update is the same on every rank, bit for bit. On CUDA nothing waits for the device, unless
+    said above, but in the first steps. With "skip" and several buckets, what other buckets have
+    sent goes back to their residuals (but not the momentum that DGC masked).
     """
 
-    def __init__(self, method, model, *, process_group=None, start_step=2, nonfinite="skip"):
-        if nonfinite not in POLICIES:
-            raise ValueError(f"hook: nonfinite: got {nonfinite!r}, expected one of {POLICIES}.")
-        if not isinstance(start_step, int) or start_step < 1:
-            raise ValueError(
-                f"hook: start_step: got {start_step!r}, expected an integer of at least 1: dense "
-                "steps come first."
+    def __init__(
+        self,
+        method,
+        model,
+        *,
+        process_group=None,
+        start_step=2,
+        nonfinite="skip",
+        loss_scale=None,
+        lr=None,
+        freeze_unused=False,
+        checksum=False,
+        exchange="all_gather",
+    ):
+        check_choice("hook", "nonfinite", nonfinite, POLICIES)
+        expected = "an integer of at least 1: dense steps come first"
+        check_whole("hook", "start_step", start_step, expected, lambda s: s >= 1)
+        check_choice("hook", "exchange", exchange, ("all_gather", "regions"))
+        for name, value in (("loss_scale", loss_scale), ("lr", lr)):
+            if not (value is None or callable(value) or hasattr(value, "get_scale")):
+                refuse("hook", name, value, "a function without arguments", TypeError)
+        if getattr(method, "scale_residual_by_lr_ratio", False) and lr is None:
+            refuse("hook", "lr", None, "a function that returns the learning rate", TypeError)
+        if exchange == "regions":
+            Regions.check(method, checksum)
+        values = getattr(method.compressor, "values", None)
+        together = method.compressor.scope == "bucket"
+        if freeze_unused and together and isinstance(values, Quantize) and values.bits == 2:
+            expected = (
+                'values of more bits, or scope="tensor", with freeze_unused: 2 bits have no 0'
             )
+            refuse("hook", "compressor", method.compressor, expected)
+        super().__init__(method, model, process_group)
         self.__name__ = self.__qualname__ = "largebatch_compression"  # DDP asks for both
-        self.method, self.group = method, process_group
-        self.start_step, self.policy = start_step, nonfinite
-        self.names = {p: name for name, p in model.named_parameters()}
-        self._ids = {p: i for i, p in enumerate(self.names)}
-        self.state = {}  # parameter: {role: tensor}
-        self.step = 0
-        self.nonfinite = []
-        self._exchanges = {}  # parameters of a bucket: its exchange
-        self._agreed = False
+        self.start_step, self.policy, self.checksum = start_step, nonfinite, bool(checksum)
+        self.exchange, self.nonfinite = exchange, torch.zeros(0, dtype=torch.int64)
+        self._loss_scale, self._lr = loss_scale, lr
+        self._agreed = self._round = self._last_round = None
+        self._start_is_finite = []
+        self._used = set() if freeze_unused else None
+        for p in self.names if freeze_unused else ():
+            if p.requires_grad:
+                p.register_hook(lambda grad, p=p: self._used.add(p))
 
     def __call__(self, state, bucket):
         """Average the gradients of a bucket over the ranks; called by DistributedDataParallel."""
-        if bucket.index() == 0:
-            self.nonfinite = []
-        dense = self.step < self.start_step
-        future = self._average(bucket) if dense else self._compress(bucket)
+        self._check_known(bucket)
+        if self._round is None or bucket.index() == 0:
+            self._begin(bucket)
+        current = self._round
+        current.launched(last=bucket.is_last())
+        if bucket.buffer().is_sparse:
+            future = self._add_sparse(bucket, current)
+        elif not self.started:
+            future = self._average(bucket, current)
+        else:
+            future = self._compress(bucket, current)
         if bucket.is_last():
-            self.step += 1
+            self.step, self._round = self.step + 1, None
         return future
+
+    def _check_known(self, bucket):
+        for p in bucket.parameters():
+            if p not in self.names:
+                raise ValueError(
+                    f"hook: a parameter of shape {list(p.shape)} is not of the model that the hook "
+                    "was made for, expected one model for each hook. Make another one."
+                )
+
+    def _begin(self, bucket):
+        """Do what comes once a step, before the first bucket."""
+        device = bucket.buffer().device
+        if self._agreed != self.method.compressor:
+            _comm.agree(self.description(), self.group, device)
+            self._agreed = self.method.compressor
+        if not self.started and self.step >= self.start_step:
+            self.started = all(bool(finite) for finite in self._start_is_finite)
+        self._start_is_finite = []
+        self._scale = self._inverse = None
+        if self._loss_scale is not None:
+            self._scale = self._current_scale(device)
+            self._inverse = self._scale.double().reciprocal().float()
+        if self.started and self._lr is not None:
+            errors = [own["error"] for own in self.state.values() if "error" in own]
+            self.lr = self.method.adapt_to_rate(errors, self.lr, self._lr())
+        before, self._round = self._last_round, Round(self.step, self._finish)
+        self._last_round = self._round
+        if before is not None:
+            before.wait()
+
+    def _current_scale(self, device):
+        scale = self._loss_scale
+        if hasattr(scale, "get_scale"):  # a GradScaler; its tensor needs no wait for the device
+            own = getattr(scale, "_scale", None)
+            scale = own if isinstance(own, torch.Tensor) else scale.get_scale()
+        else:
+            scale = scale()
+        if not isinstance(scale, torch.Tensor):
+            scale = torch.full((1,), float(scale), device=device)
+        return scale.detach().to(device, torch.float32).reshape(1)
+
+    def _finish(self, current):
+        """Do what comes once a step, when all buckets have been decoded."""
+        counts = [count for _, _, count in current.buckets]
+        if not counts:
+            return
+        total = torch.stack(counts).sum(dim=0)
+        self.nonfinite = total
+        residual = "error" in self.method.roles() and not self.method.shifted
+        if self.policy == "skip" and residual and len(counts) > 1:
+            for exchange, payload, count in current.buckets:
+                exchange.take_back(payload, (total > 0).any() & (count == 0).all())
+        if self.policy == "raise" and bool(total.any()):
+            raise FloatingPointError(
+                f"hook: gradients are not finite, by rank: {total.tolist()}. Their elements were "
+                "left out of the state."
+            )
 
     # ---- Dense steps -----------------------------------------------------------------------------
 
-    def _average(self, bucket):
+    def _average(self, bucket, current):
         """All-reduce; the last time, the state takes the gradients of this rank and their mean."""
-        buffer, last = bucket.buffer(), self.step == self.start_step - 1
-        own = [g.clone() for g in bucket.gradients()] if last and self.method.shifted else []
-        buffer.div_(dist.get_world_size(self.group))
+        buffer, roles = bucket.buffer(), set(self.method.roles()) - {"error"}
+        begins = self.step >= self.start_step - 1 and bool(roles)
+        total = buffer
+        if begins:
+            own = [g.clone() for g in bucket.gradients()]
+            total = buffer.to(real_of(buffer.dtype))  # H is the mean of h, but for its rounding
+        total.div_(dist.get_world_size(self.group))
+        future = dist.all_reduce(total, group=self.group, async_op=True).get_future()
+        parameters, inverse = bucket.parameters(), self._inverse
+
+        def begin(_):
+            if begins:
+                _comm.crossing([*own, total])
+                self._start(parameters, own, total, inverse)
+                if total is not buffer:
+                    buffer.copy_(total)
+            return buffer
+
+        return current.follow(future, begin, buffer.device)
+
+    @torch.no_grad()
+    def _start(self, parameters, grads, total, inverse):
+        self._start_is_finite.append(torch.isfinite(total).all())
+        means = total.split([g.numel() for g in grads])
+        unscale = 1.0 if inverse is None else inverse
+        for p, g, mean in zip(parameters, grads, means, strict=True):
+            own = self._of(p)
+            if "shift" in own:
+                own["shift"].copy_(g).mul_(unscale)
+                own["mean"].copy_(mean.view(g.shape)).mul_(unscale)
+            if "momentum" in own:
+                self.method.begin(own["momentum"], g * unscale)
+
+    def _add_sparse(self, bucket, current):
+        buffer = bucket.buffer().div_(dist.get_world_size(self.group))
         future = dist.all_reduce(buffer, group=self.group, async_op=True).get_future()
-        parameters, gradients = bucket.parameters(), bucket.gradients()
-
-        def begin(done):
-            for p, g, mean in zip(parameters, own, gradients, strict=False):
-                tensors = self._of(p)
-                for role in ("shift", "momentum"):
-                    if role in tensors:
-                        tensors[role].copy_(g)
-                tensors["mean"].copy_(mean)
-            return done.value()[0]
-
-        return future.then(begin)
-
-    def _of(self, parameter):
-        if parameter not in self.state:
-            state = State([parameter], self.method.roles(), 0)
-            names = {role: getattr(state, name) for role, name in ROLES.items()}
-            self.state[parameter] = {role: own[0] for role, own in names.items() if own}
-        return self.state[parameter]
+        return current.follow(future, lambda value: value[0], buffer.device)
 
     # ---- Compressed steps ------------------------------------------------------------------------
 
-    def _compress(self, bucket):
-        grads, world = bucket.gradients(), dist.get_world_size(self.group)
-        exchange = self._exchange(tuple(bucket.parameters()), grads)
-        if not self._agreed:
-            self._agree(grads[0].device)
+    def _compress(self, bucket, current):
+        grads, parameters = bucket.gradients(), bucket.parameters()
+        world, buffer = dist.get_world_size(self.group), bucket.buffer()
+        exchange = self._exchange(tuple(parameters), grads)
+        share = buffer.numel() / self.numel
+        factor = self.method.factor(grads, self._inverse, world, share)
+        frozen = self._take_unused(parameters)
         exchange.state.step = self.step
-        payload = exchange.encode(grads, scratch=True)
+        payload = exchange.encode(grads, factor, scratch=True, frozen=frozen)
+        scale, skip = self._scale, self.policy == "skip"
+        if self.exchange == "regions":
+            regions = self._regions_of(exchange)
+            counts = regions.run(payload, scale, skip, grads)
+            current.decoded(regions, payload, counts)
+            current.completed(buffer.device)
+            return _comm.done(buffer)
+        if self.checksum:
+            _comm.seal(exchange.plan, payload)
         payloads = payload.new_empty(world * len(payload))
-        work = all_gather(payloads, payload, group=self.group, async_op=True)
-        buffer, last = bucket.buffer(), bucket.is_last()
+        work = _comm.all_gather(payloads, payload, group=self.group, async_op=True)
+        names = self._names_of(exchange, parameters)
 
         def decode(_):
-            exchange.decode(payloads.view(world, -1), skip=self.policy == "skip", outs=grads)
-            counts = exchange.nonfinite
-            self.nonfinite = counts if isinstance(self.nonfinite, list) else self.nonfinite + counts
-            if last and self.policy == "raise" and self.nonfinite.any():
-                raise FloatingPointError(
-                    f"hook: gradients are not finite, by rank: {self.nonfinite.tolist()}. Their "
-                    "elements were left out of the state."
-                )
+            _comm.crossing([payloads, *exchange.keys])
+            received = payloads.view(world, -1)
+            if self.checksum:
+                _comm.check_seals(exchange.plan, received, names)
+            exchange.decode(received, scale, skip, outs=grads)
+            current.decoded(exchange, payload, exchange.nonfinite)
             return buffer
 
-        return work.get_future().then(decode)
+        return current.follow(work.get_future(), decode, buffer.device)
 
-    def _exchange(self, parameters, grads):
-        """Return the exchange of a bucket, whose state is that of its parameters."""
-        if parameters not in self._exchanges:
-            state = State([], [], dist.get_rank(self.group))
-            state.ids = [self._ids[p] for p in parameters]
-            for role in self.method.roles():
-                setattr(state, ROLES[role], [self._of(p)[role] for p in parameters])
-            self._exchanges[parameters] = Exchange(self.method, state, grads)
-        return self._exchanges[parameters]
+    def _regions_of(self, exchange):
+        if exchange.regions is None:
+            exchange.regions = Regions(exchange, self.group)
+        return exchange.regions
 
-    def _agree(self, device):
-        """Raise on every rank unless all have the same method, compressor and parameters."""
-        sizes = [(name, tuple(p.shape)) for p, name in self.names.items()]
-        setting = repr((self.method, self.start_step, self.policy, sizes))
-        digest = hashlib.sha256(setting.encode()).digest()
-        mine = torch.tensor(list(digest), dtype=torch.uint8, device=device)
-        world = dist.get_world_size(self.group)
-        gathered = mine.new_empty(world * len(mine))
-        all_gather(gathered, mine, group=self.group)
-        all_of_them = gathered.view(world, -1)
-        others = [r for r in range(world) if not torch.equal(all_of_them[r], all_of_them[0])]
-        if others:
-            raise ValueError(
-                f"hook: ranks {others} have another method, compressor, option or parameter than "
-                f"rank 0; this rank has {self.method} from step {self.start_step} on."
-            )
-        self._agreed = True
-
-    # ---- State -----------------------------------------------------------------------------------
-
-    def state_dict(self):
-        """Return the state of this rank: save one a rank, H is the same in each.
-
-        ``{"step", "rank", "world", "method", "state": {name: {role: tensor}}}``
-        """
-        return {
-            "step": self.step,
-            "rank": dist.get_rank(self.group),
-            "world": dist.get_world_size(self.group),
-            "method": repr(self.method),
-            "state": {n: dict(self.state[p]) for p, n in self.names.items() if p in self.state},
-        }
-
-    def load_state_dict(self, state_dict):
-        """Go on from what :meth:`state_dict` gave this rank, in a world of the same size.
-
-        Raises
-        ------
-        ValueError
-            For another rank, world or method, or a parameter that the model has not.
-        """
-        here = {
-            "rank": dist.get_rank(self.group),
-            "world": dist.get_world_size(self.group),
-            "method": repr(self.method),
-        }
-        for key, value in here.items():
-            if state_dict[key] != value:
-                raise ValueError(
-                    f"load_state_dict: {key}: got {state_dict[key]!r}, expected {value!r}."
-                )
-        parameters = {name: p for p, name in self.names.items()}
-        unknown = set(state_dict["state"]) - set(parameters)
-        if unknown:
-            raise ValueError(f"load_state_dict: state: got {min(unknown)!r}, not in the model.")
-        self.step = state_dict["step"]
-        for name, own in state_dict["state"].items():
-            for role, tensor in self._of(parameters[name]).items():
-                tensor.copy_(own[role])
-
-    @torch.no_grad()
-    def rebuild(self, process_group=None):
-        """Make H the mean of h over the ranks of a group, and exchange with those from now on.
-
-        To be called by each of them after a rank is lost: what it had in H would stay there as a
-        bias.
-        """
-        self.group, self._agreed, self._exchanges = process_group, False, {}
-        world = dist.get_world_size(process_group)
-        for p in self.names if self.method.shifted else ():  # in one order on all ranks
-            own = self._of(p)
-            own["mean"].copy_(own["shift"]).div_(world)
-            dist.all_reduce(own["mean"], group=process_group)
+    def _take_unused(self, parameters):
+        """Return the positions of those that no gradient has come to, and begin to look anew."""
+        if self._used is None:
+            return ()
+        unused = [t for t, p in enumerate(parameters) if p not in self._used]
+        self._used.difference_update(parameters)
+        return unused
