@@ -24,31 +24,36 @@ LB_HD int64_t count_from(const T* __restrict x, int64_t n, key_t<T> low) {
   return total;
 }
 
-// The largest key that at least `need` of the keys are not below; `low` is one of that kind. Bit by
-// bit from the top, until it is known which they are.
 template <class Key>
-LB_HD Key largest_with(const Key* __restrict keys, int n, int64_t need, Key low) {
-  Key most = 0;
-#pragma omp simd reduction(max : most)
-  for (int i = 0; i < n; ++i) most = keys[i] > most ? keys[i] : most;
-  int bit = 8 * int(sizeof(Key)) - 1;
-  while (bit >= 0 && ((low ^ most) >> bit & 1) == 0) --bit;  // the digits they share are settled
-  Key threshold = bit < 0 ? low : Key(most >> bit >> 1 << bit << 1);
-  int found = -1;
-  for (; bit >= 0 && found != need; --bit) {
-    const Key next = threshold | Key(1) << bit;
-    int count = 0;
+LB_HD int count_keys(const Key* __restrict keys, int n, Key low) {
+  int count = 0;
 #pragma omp simd reduction(+ : count)
-    for (int i = 0; i < n; ++i) count += keys[i] >= next;
-    if (count < need) continue;
-    threshold = next;
-    found = count;
+  for (int i = 0; i < n; ++i) count += keys[i] >= low;
+  return count;
+}
+
+// A key that `need` of the keys are not below; where equal ones do not allow that, the largest that
+// more are not below. All are not below `low`. The secant through the last two counts finds it from
+// a good `probe` in few of them; halving bounds their number.
+template <class Key>
+LB_HD Key threshold_for(const Key* __restrict keys, int n, int need, Key low, Key probe) {
+  Key beyond = 0;  // of two keys: as many as needed are not below `low`, too few not below this
+#pragma omp simd reduction(max : beyond)
+  for (int i = 0; i < n; ++i) beyond = keys[i] > beyond ? keys[i] : beyond;
+  beyond += 1;
+  Key last = low;
+  int at_last = n;
+  for (int probes = 0; at_last != need && beyond - low > 1; ++probes) {
+    if (probes >= 8 || probe <= low || probe >= beyond) probe = low + (beyond - low) / 2;
+    const int count = count_keys(keys, n, probe);
+    (count < need ? beyond : low) = probe;
+    const double slope = count == at_last ? 0 : (double(probe) - double(last)) / (at_last - count);
+    const double next = double(probe) + slope * (count - need);
+    last = probe;
+    at_last = count;
+    probe = next > double(low) && next < double(beyond) ? Key(next) : 0;
   }
-  if (found != need) return threshold;
-  Key least = most;
-#pragma omp simd reduction(min : least)
-  for (int i = 0; i < n; ++i) least = keys[i] >= threshold && keys[i] < least ? keys[i] : least;
-  return least;
+  return low;
 }
 
 }  // namespace
@@ -103,8 +108,8 @@ void topk_write(DType dtype, const TopkItems& items, uint64_t threshold, int64_t
   });
 }
 
-// Selects from one block by itself: lists what is at or above `guess`, or everything if that is too
-// little, and looks for the threshold in the list. The next block's threshold will be near.
+// Selects from one block by itself: lists what is somewhat below `guess` or above it, or everything
+// if that is too little, and looks for the threshold in the list. The next block's will be near.
 void topk_block(DType dtype, const void* block_values, const RecordBlock& block, uint64_t& guess,
                 BlockScratch& scratch, void* values, int64_t* __restrict positions) {
   if (block.kept == 0) return;
@@ -115,7 +120,9 @@ void topk_block(DType dtype, const void* block_values, const RecordBlock& block,
     uint32_t* __restrict offsets = scratch.offsets;
     uint32_t* __restrict picks = scratch.picks;
     Key* __restrict keys = reinterpret_cast<Key*>(scratch.keys);
-    auto low = Key(guess);
+    const double somewhat_below = 0.92 * magnitude_of<T>(guess);
+    const bool finite = somewhat_below - somewhat_below == 0;
+    Key low = finite ? key_of(from_real<T>(real_t<T>(somewhat_below))) : 0;
     int listed = 0;
     if (low != 0) listed = list_keys_from(x, int(block.numel), low, offsets);
     if (listed < block.kept) {
@@ -124,7 +131,7 @@ void topk_block(DType dtype, const void* block_values, const RecordBlock& block,
       for (int i = 0; i < listed; ++i) offsets[i] = uint32_t(i);
     }
     for (int i = 0; i < listed; ++i) keys[i] = key_of(x[offsets[i]]);
-    const Key threshold = largest_with(keys, listed, block.kept, low);
+    const Key threshold = threshold_for(keys, listed, int(block.kept), low, Key(guess));
     // Of the list: what is taken, in place of the list itself.
     int taken = list_keys_from(keys, listed, threshold, picks);
     if (taken > block.kept) {  // more than there is room for are at the threshold
@@ -144,8 +151,7 @@ void topk_block(DType dtype, const void* block_values, const RecordBlock& block,
       out[i] = x[offset];
       positions[i] = block.start + offset;
     }
-    const double next = 0.9 * magnitude_of<T>(threshold);
-    guess = next - next == 0 ? key_of(from_real<T>(real_t<T>(next))) : 0;
+    guess = threshold;
   });
 }
 
