@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from largebatch.compression import DGC, EF21, EControl, ErrorFeedback, TopK
-from tests.compression.hook_setting import Training, error_of
+from tests.compression.hook_setting import LONG, Training, error_of
 
 WORLD, LEFT = 4, 3
 METHODS = {
@@ -49,6 +49,12 @@ def lost_and_found(rank, left, alone):
         training.hook.check_sync()
         found[name] = (begun, joined, training.result(), training.roles(), training.hook.step)
     return found
+
+
+def long(rank):
+    training = Training(METHODS["econtrol-m"](), rank).steps(range(LONG))
+    training.hook.check_sync()
+    return training.result(), training.losses
 
 
 def fewer(rank, folder, left):
@@ -101,6 +107,7 @@ def main(rank, folder):
     results = {
         "ranks": lost_and_found(rank, left, alone),
         "fewer": fewer(rank, folder, left),
+        "long": long(rank),
         "sync": out_of_sync(rank),
     }
     dist.barrier()

@@ -37,6 +37,16 @@ def test_four_ranks_have_the_same_parameters(results, name):
     assert_means([own[1] for own in begun])
 
 
+def test_three_hundred_steps_leave_parameters_the_same_on_every_rank(results):
+    ends = [result["long"] for result in results]
+    assert all(same_bits(ends[0][0], other[0]) for other in ends)
+    losses = torch.tensor([own for _, own in ends])
+    assert losses.shape == (worker.WORLD, 300)
+    # Each rank has a target of its own of variance 1: the best for all of them is their mean.
+    best = 1 - 1 / worker.WORLD
+    assert losses[:, -100:].mean() < 1.1 * best < 0.9 * losses[:, :10].mean()
+
+
 @pytest.mark.parametrize("name", worker.METHODS)
 def test_ranks_that_are_left_go_on(results, name):
     left = [result["ranks"][name][0] for result in results[: worker.LEFT]]

@@ -86,7 +86,7 @@ def kron():
 
 def compression():
     """Return all bits after steps of three ranks with every kind of record, and large lists."""
-    numels = [5000, 20000, 17000, 3000, 20000, 40000, 300, 33000]
+    numels = [5000, 20000, 17000, 3000, 20000, 40000, 300, 33000, 300, 300]
     records = [
         dict(select="block", block=4096, k=40, values="bfloat16"),
         dict(select="topk", k=300, tensors=2, values="float16"),
@@ -95,6 +95,8 @@ def compression():
         dict(select="random", k=100),
         dict(select="dense", values="int8"),
         dict(select="block", block=32768, k=50),
+        dict(select="dense", values="int4"),
+        dict(select="dense", values="int2"),
     ]
     generator, world = torch.Generator().manual_seed(0), 3
     plan = _C.CompressionPlan(numels, records)
