@@ -25,7 +25,7 @@ from tests.compression.hook_setting import (
     network,
 )
 
-WORLD = 2
+WORLD, CLIP = 2, 0.1
 
 
 class Wire:
@@ -96,6 +96,12 @@ def scaled(rank):
     third.scale = 8.0
     clipped.append(third.steps(range(6)).result())
     return [plain.result(), other.result()], [plain.roles(), other.roles()], clipped
+
+
+def clipped(rank):
+    """Return the momentum, which is the gradient, after a step that is clipped."""
+    dgc = DGC(TopK(ratio=0.05), momentum=0.0, masking=False, clip=CLIP, min_numel=100)
+    return Training(dgc, rank).steps(range(3)).roles()
 
 
 def with_scaler(rank):
@@ -256,6 +262,7 @@ def main(rank, folder):
         "methods": methods(rank),
         "resumed": resumed(rank, folder),
         "scaled": scaled(rank),
+        "clipped": clipped(rank),
         "scaler": with_scaler(rank),
         "skipped": skipped(rank),
         "unused": unused(rank),

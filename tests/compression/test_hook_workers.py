@@ -140,6 +140,12 @@ def test_state_is_in_units_without_the_loss_scale(results):
         assert same_bits(*result["scaled"][2])  # clipped
 
 
+def test_a_clipped_gradient_has_its_norm_over_all_buckets(results):
+    for result in results:
+        momenta = torch.cat([own["momentum"].flatten() for own in result["clipped"].values()])
+        assert momenta.norm() == pytest.approx(worker.CLIP / worker.WORLD**0.5, rel=1e-5)
+
+
 def test_a_loss_scaler_skips_on_every_rank(results):
     same(results, "scaler", 1)
     found = results[0]["scaler"][0]
@@ -158,6 +164,8 @@ def test_a_skipped_step_leaves_what_was_held_back(results, name):
         assert counts[0] == 0 and counts[1] > 0
         for own in new.values():
             assert all(tensor.isfinite().all() for tensor in own.values())
+        if name == "dgc clipped":  # has no residual of what is sent whole
+            assert not any(new[small]["error"].any() for small in ("0.bias", "2.bias", "4.bias"))
         if name != "feedback":
             continue
         alone = InOneProcess(setting.METHODS[name]())

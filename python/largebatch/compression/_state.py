@@ -38,12 +38,8 @@ class HookState:
         self._exchanges = {}  # parameters of a bucket: its exchange
         self._warm = {}  # name: where the search for its threshold begins
         self._groups = []  # parameters that are one record, where the scope is a bucket
-        self._set_rule()
-
-    def _set_rule(self):
-        """Take the constants for all parameters together: buckets may be built anew."""
-        self._rule_of = self.method.compressor
-        self._rule = self.method.rule(sizes_of(self.method, [p.numel() for p in self.names]))
+        # Of all parameters together: buckets may be built anew.
+        self._rule = method.rule(sizes_of(method, [p.numel() for p in self.names]))
 
     @property
     def numel(self):
@@ -95,8 +91,6 @@ class HookState:
             del self._exchanges[other]
 
     def _new_exchange(self, parameters, grads):
-        if self._rule_of != self.method.compressor:
-            self._set_rule()
         state = State([], [], dist.get_rank(self.group))
         for role in self.method.roles():
             setattr(state, ROLES[role], [self._of(p)[role] for p in parameters])
