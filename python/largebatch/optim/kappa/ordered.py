@@ -1,25 +1,20 @@
 # SPDX-FileCopyrightText: 2026 the largebatch authors
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of the magnitudes in order; the largest are selected and sorted by torch ops."""
+"""Functions of the magnitudes in order, of which the largest are selected."""
 
 from dataclasses import dataclass
 
 import torch
 
+from ...ops.topk import topk_select
 from . import _projections as projections
 from ._base import Kappa, integer, number, refuse
 
 
 def _largest(magnitudes, count):
     """Return the indices of the largest, from the largest on, of equals the lowest index first."""
-    if count < magnitudes.numel() and magnitudes.device.type == "cpu":
-        # Selecting takes a fraction of a sort. Not on a GPU: the host would wait for the number.
-        least = magnitudes.topk(count).values[-1]
-        candidates = (~(magnitudes < least)).nonzero().squeeze(1)  # NaN is the largest
-    else:
-        candidates = torch.arange(magnitudes.numel(), device=magnitudes.device)
-    order = magnitudes[candidates].argsort(descending=True, stable=True)
-    return candidates[order[:count]]
+    values, indices = topk_select(magnitudes, min(count, magnitudes.numel()))
+    return indices[values.argsort(descending=True, stable=True)]
 
 
 class _Ordered(Kappa):
