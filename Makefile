@@ -23,6 +23,8 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP) $(shell find csrc pytho
 STRICT := .venv/.installed-strict
 INSTALLED := $(if $(filter true,$(CI)),$(STRICT),.venv/.installed)
 
+NOT_SIMT := cpu-base cpu-avx2 cpu-avx512 cuda
+
 .PHONY: demo test bench gpu lint clean
 .NOTPARALLEL:
 
@@ -32,10 +34,12 @@ demo: $(INSTALLED)
 test: export LARGEBATCH_WERROR = 1
 test: lint $(STRICT)
 	$(BIN)/python -m tests.simt.build
+ifdef ARGS
 	$(BIN)/pytest -q tests $(ARGS)
-ifndef ARGS
+else
+	$(BIN)/pytest -q tests --ignore tests/simt $(foreach b,$(NOT_SIMT),--backend $b)
 	LARGEBATCH_SIMT_RACECHECK=1 LARGEBATCH_SIMT_SEED=1 \
-	  $(BIN)/pytest -q tests --ignore tests/simt --ignore tests/gpu --backend simt -k simt
+	  $(BIN)/pytest -q tests --ignore tests/gpu --backend simt -k simt
 endif
 
 bench: $(INSTALLED)
