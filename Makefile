@@ -25,8 +25,10 @@ INSTALLED := $(if $(filter true,$(CI)),$(STRICT),.venv/.installed)
 
 NOT_SIMT := cpu-base cpu-avx2 cpu-avx512 cuda
 
-.PHONY: demo test bench gpu lint clean
+.PHONY: demo test test-cpu test-simt bench gpu lint clean
+ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
+endif
 
 demo: $(INSTALLED)
 	$(BIN)/largebatch demo $(ARGS)
@@ -37,10 +39,20 @@ test: lint $(STRICT)
 ifdef ARGS
 	$(BIN)/pytest -q tests $(ARGS)
 else
-	$(BIN)/pytest -q tests --ignore tests/simt $(foreach b,$(NOT_SIMT),--backend $b)
-	LARGEBATCH_SIMT_RACECHECK=1 LARGEBATCH_SIMT_SEED=1 \
-	  $(BIN)/pytest -q tests --ignore tests/gpu --backend simt -k simt
+	$(MAKE) -j2 SIDE_BY_SIDE=1 test-cpu test-simt
 endif
+
+# One thread each: tests of threads ask for them.
+test-cpu test-simt: export OMP_NUM_THREADS = 1
+test-cpu:
+	$(BIN)/pytest -q tests --ignore tests/simt $(foreach b,$(NOT_SIMT),--backend $b)
+
+test-simt: export LARGEBATCH_SIMT_RACECHECK = 1
+test-simt: export LARGEBATCH_SIMT_SEED = 1
+test-simt:
+	@echo "The tests of the CUDA kernels run beside these; their report comes last."
+	@$(BIN)/pytest -q tests --ignore tests/gpu --backend simt -k simt >build/simt.log 2>&1; \
+	  passed=$$?; cat build/simt.log; exit $$passed
 
 bench: $(INSTALLED)
 	$(BIN)/pytest bench $(ARGS)
