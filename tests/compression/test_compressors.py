@@ -177,6 +177,12 @@ REFUSED = [
     (lambda: Quantize(rounding="up"), ValueError, "Quantize: rounding: got 'up', expected "),
     (lambda: Quantize(bits="8"), TypeError, "Quantize: bits: got '8', expected 8, 4 or 2."),
     (lambda: topk(torch.ones(3), -1), ValueError, "topk: k: got -1, expected an integer of at"),
+    (
+        lambda: topk([1.0], 1),
+        TypeError,
+        "topk: x is a list, expected a torch, NumPy or CuPy array.",
+    ),
+    (lambda: sign(None), TypeError, "sign: x is a NoneType, expected a torch, NumPy or CuPy"),
     (lambda: topk(torch.ones(3), 1.0), TypeError, "topk: k: got 1.0, expected an integer of at"),
     (lambda: EF21(TopK(k=1), momentum="0.1"), TypeError, "EF21: momentum: got '0.1', expected"),
     (lambda: EF21(TopK(k=1), momentum=1.5), ValueError, "EF21: momentum: got 1.5, expected a"),

@@ -100,6 +100,37 @@ def test_options_of_hooks_that_are_refused():
         assert message in str(caught.value)
 
 
+def test_gradients_of_other_kinds_are_refused():
+    method = EF21(TopK(k=1), min_numel=0)
+    state = method.init([torch.zeros(3)])
+    for call, error, message in (
+        (
+            lambda: method.encode(state, torch.ones(3)),
+            TypeError,
+            "EF21.encode: grads is a Tensor, expected a list of arrays. Pass [x] for a single one.",
+        ),
+        (
+            lambda: method.encode(state, [torch.ones(3)] * 2),
+            ValueError,
+            "EF21: grads: got 2, expected 1 tensors, as many as the state has.",
+        ),
+        (
+            lambda: method.init([3]),
+            TypeError,
+            "EF21.init: tensors[0] is a int, expected a torch, NumPy or CuPy array.",
+        ),
+        (
+            lambda: EF21(TopK),
+            TypeError,
+            "EF21: compressor: got <class 'largebatch.compression.compressors.TopK'>, expected a "
+            "compressor, as TopK(ratio=0.01).",
+        ),
+    ):
+        with pytest.raises(error) as caught:
+            call()
+        assert str(caught.value) == message
+
+
 def test_payloads_of_other_sizes_are_refused():
     method = EF21(TopK(k=1), min_numel=0)
     state = method.init([torch.zeros(3)])

@@ -28,14 +28,15 @@ class State:
 
     errors, shifts, momenta : of this rank
     means : the mean of the shifts of all ranks, the same on each
-    rank, world, step : int
+    rank, world, step, count : int
+        `count` is the number of tensors.
     """
 
     def __init__(self, tensors, roles, rank, world=1):
         for role, name in ROLES.items():
             new = [torch.zeros_like(t, dtype=real_of(t.dtype)).detach() for t in tensors]
             setattr(self, name, new if role in roles else [])
-        self.rank, self.world, self.step = rank, world, 0
+        self.rank, self.world, self.step, self.count = rank, world, 0, len(tensors)
         self.lr, self.exchange = None, None
 
 

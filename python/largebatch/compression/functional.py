@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..ops._library import as_tensor
 from ._checks import check_whole
 from .compressors import BlockTopK, RandomK, Sign, Threshold
 from .exchange import new_plan, real_of
@@ -66,6 +67,7 @@ def topk(x, k):
     >>> topk(torch.tensor([1.0, -3.0, 2.0]), 2)
     Selection(values=tensor([-3.,  2.]), indices=tensor([1, 2]))
     """
+    x = as_tensor("topk", "x", x)
     check_whole("topk", "k", k, "an integer of at least 0", lambda k: k >= 0)
     return _select(x, {"select": "topk", "k": min(k, x.numel())})[0]
 
@@ -78,6 +80,7 @@ def block_topk(x, k=64, block=4096):
     >>> block_topk(torch.arange(128.0), k=1, block=64).indices
     tensor([ 63, 127])
     """
+    x = as_tensor("block_topk", "x", x)
     return _select(x, BlockTopK(k=k, block=block).record([x.numel()]))[0]
 
 
@@ -92,6 +95,7 @@ def threshold(x, tau, capacity=1.0):
     >>> threshold(torch.tensor([1.0, -3.0, 2.0]), 2.0).indices
     tensor([1, 2, 3])
     """
+    x = as_tensor("threshold", "x", x)
     record = Threshold(tau=tau, capacity=capacity).record([x.numel()])
     selection, counts = _select(x, record)
     return ThresholdSelection(*selection, counts[0, 0])
@@ -107,6 +111,7 @@ def random_k(x, k, *, seed=0, step=0, tensor_id=0, mode="permutation"):
     >>> random_k(torch.arange(10.0), 10).values.sum()
     tensor(45.)
     """
+    x = as_tensor("random_k", "x", x)
     compressor = RandomK(k=k, seed=seed, mode=mode)
     return _select(x, compressor.record([x.numel()], tensor_id), step)[0]
 
@@ -119,6 +124,7 @@ def sign(x):
     >>> sign(torch.tensor([3.0, -1.0])).decode()
     tensor([ 2., -2.])
     """
+    x = as_tensor("sign", "x", x)
     return _encode(x, Sign().record([x.numel()]), 0, 0)
 
 
@@ -130,6 +136,7 @@ def quantize(x, bits=8, *, block=2048, rounding="stochastic", seed=0, step=0, te
     >>> quantize(torch.tensor([7.0, -2.0, 0.4]), 4, rounding="nearest").decode()
     tensor([ 7., -2.,  0.])
     """
+    x = as_tensor("quantize", "x", x)
     compressor = Quantize(bits=bits, block=block, rounding=rounding, seed=seed)
     return _encode(x, compressor.record([x.numel()], tensor_id), step, rank)
 

@@ -16,6 +16,7 @@ DGC                  v + m          m <- mu m + g, v <- v + m - Delta        mea
 Delta is what receivers decode, roundings included.
 """
 
+from ..ops._library import as_tensors
 from ._checks import check_number, check_whole, refuse
 from .exchange import Exchange, State
 from .hook import Hook
@@ -28,7 +29,7 @@ class Method:
     shifted = False  # the update is H, the mean of the shifts, and not the mean of what is sent
 
     def __init__(self, compressor, *, momentum=None, min_numel=4096):
-        if not hasattr(compressor, "record"):
+        if not hasattr(compressor, "record") or isinstance(compressor, type):
             refuse(self, "compressor", compressor, "a compressor, as TopK(ratio=0.01)", TypeError)
         if momentum is not None:
             expected = "a number in (0, 1], the weight of a new gradient"
@@ -67,6 +68,7 @@ class Method:
         >>> state.shifts
         [tensor([0., 0., 0.])]
         """
+        (tensors,) = as_tensors(f"{type(self).__name__}.init", tensors=list(tensors))
         return State(tensors, self.roles(), rank, world)
 
     def encode(self, state, grads, *, inv_scale=None, lr=None):
@@ -85,6 +87,9 @@ class Method:
         The same bits on every run and backend. A gradient that is not finite is left out, and
         counted in the payload: no state becomes infinite or NaN.
         """
+        (grads,) = as_tensors(f"{type(self).__name__}.encode", grads=grads)
+        if len(grads) != state.count:
+            refuse(self, "grads", len(grads), f"{state.count} tensors, as many as the state has")
         exchange = self._exchange(state, grads)
         state.lr = self.adapt_to_rate(state.errors, state.lr, lr)
         factor = self.factor(grads, inv_scale, state.world)
