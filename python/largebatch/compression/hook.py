@@ -115,8 +115,7 @@ class Hook(HookState):
         self._start_is_finite = []
         self._used = set() if freeze_unused else None
         for p in self.names if freeze_unused else ():
-            if p.requires_grad:
-                p.register_hook(lambda grad, p=p: self._used.add(p))
+            p.register_hook(lambda grad, p=p: self._used.add(p))
 
     def __call__(self, state, bucket):
         """Average the gradients of a bucket over the ranks; called by DistributedDataParallel."""
