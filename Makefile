@@ -23,7 +23,9 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP) $(shell find csrc pytho
 STRICT := .venv/.installed-strict
 INSTALLED := $(if $(filter true,$(CI)),$(STRICT),.venv/.installed)
 
+# The two halves of test: all backends but simt, and simt with the look back at which kernels ran.
 NOT_SIMT := cpu-base cpu-avx2 cpu-avx512 cuda
+OF_SIMT := $(filter-out %/test_coverage.py,$(wildcard tests/simt/test_*.py))
 
 .PHONY: demo test test-cpu test-simt bench gpu lint clean
 ifndef SIDE_BY_SIDE
@@ -45,13 +47,14 @@ endif
 # One thread each: tests of threads ask for them.
 test-cpu test-simt: export OMP_NUM_THREADS = 1
 test-cpu:
-	$(BIN)/pytest -q tests --ignore tests/simt $(foreach b,$(NOT_SIMT),--backend $b)
+	$(BIN)/pytest -q tests $(foreach b,$(NOT_SIMT),--backend $b)
 
 test-simt: export LARGEBATCH_SIMT_RACECHECK = 1
 test-simt: export LARGEBATCH_SIMT_SEED = 1
 test-simt:
 	@echo "The tests of the CUDA kernels run beside these; their report comes last."
-	@$(BIN)/pytest -q tests --ignore tests/gpu --backend simt -k simt >build/simt.log 2>&1; \
+	@$(BIN)/pytest -q tests --backend simt -k simt \
+	  $(foreach path,tests/gpu $(OF_SIMT),--ignore $(path)) >build/simt.log 2>&1; \
 	  passed=$$?; cat build/simt.log; exit $$passed
 
 bench: $(INSTALLED)
