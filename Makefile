@@ -23,8 +23,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP) $(shell find csrc pytho
 STRICT := .venv/.installed-strict
 INSTALLED := $(if $(filter true,$(CI)),$(STRICT),.venv/.installed)
 
-# The two halves of test: all backends but simt, and simt with the look back at which kernels ran.
-NOT_SIMT := cpu-base cpu-avx2 cpu-avx512 cuda
+# The tests of the simulator itself, without the look back at which kernels have run.
 OF_SIMT := $(filter-out %/test_coverage.py,$(wildcard tests/simt/test_*.py))
 
 .PHONY: demo test test-cpu test-simt bench gpu lint clean
@@ -47,7 +46,7 @@ endif
 # One thread each: tests of threads ask for them.
 test-cpu test-simt: export OMP_NUM_THREADS = 1
 test-cpu:
-	$(BIN)/pytest -q tests $(foreach b,$(NOT_SIMT),--backend $b)
+	$(BIN)/pytest -q tests --no-backend simt
 
 test-simt: export LARGEBATCH_SIMT_RACECHECK = 1
 test-simt: export LARGEBATCH_SIMT_SEED = 1

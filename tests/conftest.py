@@ -43,6 +43,15 @@ def pytest_addoption(parser):
         choices=BACKENDS,
         help="run tests on this backend only, of those that run on several (may be repeated)",
     )
+    parser.addoption(
+        "--no-backend", action="append", choices=BACKENDS, default=[], help="leave this one out"
+    )
+
+
+def backends(config):
+    """Return the backends to run tests on."""
+    chosen = config.getoption("backend") or BACKENDS
+    return [name for name in chosen if name not in config.getoption("no_backend")]
 
 
 ALL_OF_SIMT = pytest.StashKey[bool]()  # whether every test of the simt backend is to run
@@ -52,7 +61,7 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)
     chosen = config.option
     config.stash[ALL_OF_SIMT] = (
-        "simt" in (chosen.backend or BACKENDS)
+        "simt" in backends(config)
         and chosen.keyword in ("", "simt")
         and not chosen.markexpr
         and [Path(argument).resolve() for argument in config.args] == [Path(__file__).parent]
@@ -61,8 +70,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("backend") or BACKENDS
-        metafunc.parametrize("backend", chosen, indirect=True)
+        metafunc.parametrize("backend", backends(metafunc.config), indirect=True)
 
 
 @pytest.fixture

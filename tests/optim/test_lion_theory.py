@@ -15,7 +15,7 @@ import torch
 from largebatch.optim import LionK, kappa
 from largebatch.optim.kappa.registry import kernel_of
 from largebatch.reference import lion
-from tests.conftest import BACKENDS, on_backend
+from tests.conftest import backends, on_backend
 
 INF = math.inf
 SHAPE = (6, 8)
@@ -60,7 +60,7 @@ class Optimizer:
 
 def pytest_generate_tests(metafunc):
     if "make" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("backend") or BACKENDS
+        chosen = backends(metafunc.config)
         metafunc.parametrize("make", ["reference", *chosen], indirect=True)
 
 
@@ -71,7 +71,7 @@ def make(request, monkeypatch):
         yield Reference
         return
     with on_backend(request.param, monkeypatch) as backend:
-        chosen = request.config.getoption("backend") or BACKENDS
+        chosen = backends(request.config)
 
         def training(x, *given, kappa, **hyper):
             if kernel_of(kappa) is None and backend.name not in (chosen[0], "cuda"):

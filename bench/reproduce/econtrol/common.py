@@ -1,16 +1,15 @@
 # SPDX-FileCopyrightText: 2026 the largebatch authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the experiments of this folder share: methods, ranks in one process, figures, JSON."""
+"""What the experiments of this folder share, beside what all do: methods, ranks in one process."""
 
-import json
-import math
+import sys
 from pathlib import Path
-from statistics import fmean
 
 import torch
-from matplotlib.figure import Figure
 
 from largebatch.compression import EF21, Dense, EControl, ErrorFeedback, traffic
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # shared.py is beside this folder
 
 # After Okabe and Ito, whom the colour-blind can tell apart; with momentum dashed as well.
 STYLES = {
@@ -79,36 +78,6 @@ class Ranks:
         return mean
 
 
-def best(scores):
-    """Return the key of the least score, tuples of numbers; NaN is worse than all else."""
-
-    def ordered(score):
-        return tuple(math.inf if math.isnan(number) else number for number in score)
-
-    return min(scores, key=lambda key: ordered(scores[key]))
-
-
-def at_an_end(lr, grid):
-    """Return a warning, to be printed, where the grid should be wider."""
-    return "AT AN END OF THE GRID" if lr in (min(grid), max(grid)) else ""
-
-
-def spread(numbers, digits=3):
-    """Return mean and range as text."""
-    low, high = min(numbers), max(numbers)
-    return f"{fmean(numbers):.{digits}g} ({low:.{digits}g} to {high:.{digits}g})"
-
-
-def figure(columns, width=9.2, height=3.9, rows=1):
-    """Return (figure, its axes in reading order), with little drawn that is not data."""
-    chart = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    panels = list(chart.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    return chart, panels
-
-
 def rounded(results):
     """Return the same with floats of six digits."""
     if isinstance(results, float):
@@ -116,10 +85,3 @@ def rounded(results):
     if isinstance(results, dict):
         return {key: rounded(value) for key, value in results.items()}
     return [rounded(r) for r in results] if isinstance(results, list | tuple) else results
-
-
-def save(chart, path, results):
-    """Write the figure to `path` and its numbers beside it."""
-    chart.savefig(path)
-    text = json.dumps(rounded(results), indent=1)
-    Path(path).with_suffix(".json").write_text(text + "\n")

@@ -24,7 +24,8 @@ import tempfile
 from pathlib import Path
 from statistics import fmean
 
-import common
+import common  # leads to shared, too
+import shared
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
@@ -134,13 +135,13 @@ def child(rank, folder):
         for lr in RATES:
             losses = run(ear, name, lr, TUNING_SEED, train, validation)["loss"]
             tuning[lr] = (last(losses) if rank == 0 else 0.0,)
-        chosen = [common.best(tuning)]
+        chosen = [shared.best(tuning)]
         dist.broadcast_object_list(chosen)  # what rank 0 has found
         lr = chosen[0]
         runs = [run(ear, name, lr, seed, train, test) for seed in SEEDS]
         results[name] = {"lr": lr, "tuning": tuning, "runs": runs}
         if rank == 0:
-            print(f"chosen for {name}: lr {lr:g} {common.at_an_end(lr, RATES)}", flush=True)
+            print(f"chosen for {name}: lr {lr:g} {shared.at_an_end(lr, RATES)}", flush=True)
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")
     dist.destroy_process_group()
@@ -172,14 +173,14 @@ def main(path):
     print(f"a step, by traffic(): {expected}")
     print(f"{'':14}{'lr':>6}{'bytes a step':>13}{'test accuracy, %: mean (range)':>34}"
           f"{'train loss':>26}")  # fmt: skip
-    chart, panels = common.figure(columns=2, height=4.3)
+    chart, panels = shared.figure(2, width=9.2, height=4.3)
     for name, own in results.items():
         runs, sent = own["runs"], own["runs"][0]["sent"]
         own["bytes_a_step"] = (sent[-1] - sent[1]) / (STEPS - EVERY)
         own["test_accuracy"] = [last(r["accuracy"]) for r in runs]
         own["train_loss"] = [last(r["train_loss"]) for r in runs]
-        accuracy = common.spread([100 * a for a in own["test_accuracy"]])
-        loss = common.spread(own["train_loss"], digits=2)
+        accuracy = shared.spread([100 * a for a in own["test_accuracy"]], ".3g")
+        loss = shared.spread(own["train_loss"], ".2g")
         print(f"{name:14}{own['lr']:>6g}{own['bytes_a_step']:>13.0f}{accuracy:>34}{loss:>26}")
         own["tuning"] = {f"lr {lr:g}": score for lr, (score,) in own["tuning"].items()}
         draw(panels, name, runs)
@@ -201,7 +202,7 @@ def main(path):
         "methods": {name: repr(m) for name, m in METHODS.items() if m is not None},
         "traffic": {"compressed": expected.compressed, "dense": expected.dense},
     }  # fmt: skip
-    common.save(chart, path, {"settings": settings, "results": results})
+    shared.save(chart, path, common.rounded({"settings": settings, "results": results}))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ on the right.
 import sys
 from statistics import fmean
 
-import common
+import common  # leads to shared, too
+import shared
 import torch
 
 from largebatch.compression import EControl, TopK
@@ -92,7 +93,7 @@ def exact(axes):
         axes.fill_between(points, low, high, color=style["color"], alpha=0.15, linewidth=0)
         axes.plot(points, mean, label=name, **style)
         results[name] = {"geometric_mean": mean, "least": low, "most": high}
-        print(f"{name:24}{common.spread(curves[-1].tolist())}", flush=True)
+        print(f"{name:24}{shared.spread(curves[-1].tolist(), '.3g')}", flush=True)
     axes.set_yscale("log")
     axes.set_xlabel("steps")
     axes.set_ylabel("squared distance to the optimum")
@@ -115,7 +116,7 @@ def noisy(axes):
             axes.scatter(own, [row - up] * SEEDS, **style)
             at, text = (max(own), row - up), f"{fmean(own):.3g}"
             axes.annotate(text, at, (7, -3), textcoords="offset points", fontsize=7)
-        cells = [f"{common.spread(own):>28}" for own in floors]
+        cells = [f"{shared.spread(own, '.3g'):>28}" for own in floors]
         print(f"{name:28}{''.join(cells)}", flush=True)
     for style, zeta in zip(marks("black"), ZETAS, strict=True):
         axes.scatter([], [], label=f"$\\zeta$ = {zeta:g}", **style)
@@ -135,7 +136,7 @@ def noisy(axes):
 def main(path):
     """Run everything, print tables, write figure and JSON."""
     torch.set_num_threads(1)  # tensors are small
-    chart, panels = common.figure(columns=2)
+    chart, panels = shared.figure(2, width=9.2, height=3.9)
     results = {
         "settings": {
             "ranks": RANKS, "numel": NUMEL, "k": K, "seeds": SEEDS, "noise": NOISE,
@@ -146,7 +147,7 @@ def main(path):
         "exact": exact(panels[0]),
         "noisy": noisy(panels[1]),
     }  # fmt: skip
-    common.save(chart, path, results)
+    shared.save(chart, path, common.rounded(results))
 
 
 if __name__ == "__main__":

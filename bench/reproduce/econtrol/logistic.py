@@ -22,8 +22,9 @@ With `--data FILE` the rows are those of a file in LIBSVM's format: the paper's 
 import argparse
 import math
 
-import common
+import common  # leads to shared, too
 import numpy as np
+import shared
 import torch
 
 from largebatch.compression import EControl, TopK
@@ -94,7 +95,7 @@ def main(path, data):
     """Run everything, print a table, write figure and JSON."""
     torch.set_num_threads(1)
     problem = Logistic(*(from_file(data) if data else synthetic()))
-    chart, panels = common.figure(columns=2, height=4.3)
+    chart, panels = shared.figure(2, width=9.2, height=4.3)
     print(f"{'':24}{'lr':>8}{'steps to 1e-12':>16}{'bytes':>10}{'norm at the end':>17}")
     results = {}
     for name, method in METHODS.items():
@@ -103,11 +104,11 @@ def main(path, data):
         for lr, column in zip(RATES, norms.T.tolist(), strict=True):
             last = column[-(STEPS // 10) :]
             scores[lr] = (steps_to(column, REACHED), sum(last) / len(last))
-        lr = common.best(scores)
+        lr = shared.best(scores)
         own = norms[:, RATES.index(lr)].tolist()
         first, end = scores[lr]
         at = sent[first] if first < math.inf else math.inf
-        note = common.at_an_end(lr, RATES)
+        note = shared.at_an_end(lr, RATES)
         print(f"{name:24}{lr:>8g}{first:>16}{at:>10}{end:>17.2g}  {note}", flush=True)
         style = common.STYLES[name.split(",")[0]] | ({"linestyle": ":"} if "," in name else {})
         label = name.replace("eta = delta", "$\\eta$ = $\\delta$")
@@ -136,7 +137,7 @@ def main(path, data):
         "rows": problem.rows.shape[0] * problem.rows.shape[1], "numel": problem.rows.shape[2],
         "penalty": PENALTY, "steps": STEPS, "a_point_every": EVERY, "rates": RATES,
     }  # fmt: skip
-    common.save(chart, path, {"settings": settings, "methods": results})
+    shared.save(chart, path, common.rounded({"settings": settings, "methods": results}))
 
 
 if __name__ == "__main__":

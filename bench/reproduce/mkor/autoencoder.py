@@ -22,7 +22,8 @@ import time
 from itertools import pairwise
 from statistics import fmean, median
 
-import common
+import common  # leads to shared, too
+import shared
 import torch
 from torch import nn
 
@@ -185,22 +186,22 @@ def main(path):
     chosen, results = {}, {}
     for name, (ways, grid, steps) in METHODS.items():
         scores = tune(ways, grid, steps, train, validation)
-        way, lr = common.best(scores)
+        way, lr = shared.best(scores)
         chosen[name] = ways[way], lr, steps
         results[name] = {"lr": lr, "way": way, "validation": [[*k, v] for k, v in scores.items()]}
-        note = common.at_an_end(lr, grid)
+        note = shared.at_an_end(lr, grid)
         print(f"chosen for {name}: lr {lr:g} {way} {note}", flush=True)
     runs = {name: [] for name in METHODS}
     for seed in SEEDS:
         for name, (make, lr, steps) in chosen.items():
             runs[name].append(run(make, lr, seed, train, test, steps))
-    chart, (axes,) = common.figure()
+    chart, (axes,) = shared.figure()
     print(f"{'':26}{'test loss: mean (range)':>26}{'seconds':>9}")
     for name, (_, _, steps) in chosen.items():
         losses, seconds, switched = zip(*runs[name], strict=True)
         finals = [curve[-1] for curve in losses]
         note = " ".join(f"{s}" for s in switched if s)
-        print(f"{name:26}{common.spread(finals):>26}{median(seconds):>9.1f}  {note}")
+        print(f"{name:26}{shared.spread(finals):>26}{median(seconds):>9.1f}  {note}")
         points = list(range(0, steps + 1, EVERY))
         if steps == STEPS:
             common.band(axes, points, losses, common.COLORS[name], name)
@@ -214,7 +215,7 @@ def main(path):
     axes.set_xlabel(f"steps, batches of {BATCH}")
     axes.set_ylabel("squared error of a test image")
     axes.legend(frameon=False, fontsize=8)
-    common.save(chart, path, results)
+    shared.save(chart, path, results)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ import time
 from itertools import pairwise
 from statistics import fmean, median
 
-import common
+import common  # leads to shared, too
+import shared
 import torch
 import torch.nn.functional as F
 
@@ -131,9 +132,9 @@ def main(path):
             scores = {
                 lr: run(make, lr, steps, TUNING_SEED, corpus.train, chosen_on)[0] for lr in RATES
             }
-            lr = rates[name, steps] = common.best(scores)
+            lr = rates[name, steps] = shared.best(scores)
             results[name]["validation"] += [[steps, *item] for item in scores.items()]
-            note = common.at_an_end(lr, RATES)
+            note = shared.at_an_end(lr, RATES)
             print(f"chosen for {name}, {steps} steps: lr {lr:g} {note}", flush=True)
     runs = {}
     for seed in SEEDS:
@@ -143,7 +144,7 @@ def main(path):
                 found = run(make, lr, steps, seed, corpus.train, reported_on)
                 runs.setdefault((name, steps), []).append(found)
     target = fmean(bits for bits, _, _ in runs["LAMB", LENGTHS[-1]])
-    chart, (axes,) = common.figure()
+    chart, (axes,) = shared.figure()
     axes.axhline(target, color="#888888", linestyle=":", linewidth=1)
     print(f"bits per hidden byte: mean (range); LAMB reaches {target:.3f}")
     head = "".join(f"{f'{steps} steps':>24}" for steps in LENGTHS)
@@ -152,8 +153,8 @@ def main(path):
         by_seed = list(zip(*(runs[name, steps] for steps in LENGTHS), strict=True))
         losses = [[bits for bits, _, _ in own] for own in by_seed]
         needed = [reached(target, own) for own in losses]
-        cells = [common.spread(at, 3) for at in zip(*losses, strict=True)]
-        cells.append(common.spread(needed, 0) if None not in needed else
+        cells = [shared.spread(at, ".3f") for at in zip(*losses, strict=True)]
+        cells.append(shared.spread(needed, ".0f") if None not in needed else
                      ", ".join("-" if n is None else str(n) for n in needed))  # fmt: skip
         milliseconds = 1e3 * median(s for own in by_seed for _, s, _ in own)
         switched = [[step for _, _, step in own] for own in by_seed]
@@ -169,7 +170,7 @@ def main(path):
     axes.set_xlabel(f"steps of the whole schedule, batches of {BATCH} x {CONTEXT} bytes")
     axes.set_ylabel("bits per hidden byte, after the last step")
     axes.legend(frameon=False)
-    common.save(chart, path, results)
+    shared.save(chart, path, results)
 
 
 if __name__ == "__main__":

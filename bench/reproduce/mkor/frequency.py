@@ -21,7 +21,8 @@ from statistics import fmean, median
 
 import autoencoder
 import bert_bytes
-import common
+import common  # leads to shared, too
+import shared
 import torch
 
 from largebatch.cli.demo import data
@@ -112,7 +113,7 @@ def final_losses():
 
 def draw(alone, rows):
     """Return the figure."""
-    chart, (left, right) = common.figure(2, width=8.4, height=3.6)
+    chart, (left, right) = shared.figure(2, width=8.4, height=3.6)
     left.axhline(alone, color=common.COLORS["LAMB"], linestyle="--", label="LAMB alone")
     color = common.COLORS["LAMB + MKOR"]
     left.plot(EVERY, [row["milliseconds"] for row in rows], "o-", color=color, label="LAMB + MKOR")
@@ -147,9 +148,9 @@ def main(path):
         milliseconds = 1e3 * median(trained[every].blocks)
         rows.append({"update_every": every, "milliseconds": milliseconds, "loss": losses[every]})
         print(f"{every:<24}{milliseconds:>10.2f}{100 * (milliseconds / alone - 1):>10.1f}%"
-              f"{common.spread(losses[every]):>28}")  # fmt: skip
+              f"{shared.spread(losses[every]):>28}")  # fmt: skip
     chart = draw(alone, rows)
-    common.save(chart, path, {"lamb_milliseconds": alone, "parts": parts, "rows": rows})
+    shared.save(chart, path, {"lamb_milliseconds": alone, "parts": parts, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import common
+import common  # noqa: F401, leads to shared
+import shared
 import torch
 import torch.distributed as dist
 
@@ -55,18 +56,9 @@ class Ear:
         return call
 
 
-def interface_bytes():
-    """Return the bytes that the loopback interface has carried, or None where none can be read."""
-    try:
-        lines = Path("/proc/net/dev").read_text().splitlines()
-    except OSError:
-        return None
-    return next(int(line.split(":")[1].split()[8]) for line in lines if line.strip()[:3] == "lo:")
-
-
 def steps(optimizer, model, x, count, moving=True):
     """Take steps between barriers; return the bytes that the interface carried meanwhile."""
-    before = interface_bytes()
+    before = shared.interface_bytes()
     for _ in range(count):
         optimizer.zero_grad()
         model(x).square().mean().backward()
@@ -74,7 +66,7 @@ def steps(optimizer, model, x, count, moving=True):
         if moving:
             optimizer.step()
         dist.barrier()
-    return None if before is None else interface_bytes() - before
+    return None if before is None else shared.interface_bytes() - before
 
 
 def measure(ear, width, bias):
@@ -131,7 +123,7 @@ def main(path):
         print(f"{row['width']:>20}{'yes' if row['bias'] else 'no':>6}{row['handed']:>13.0f}"
               f"{row['calls']:>10g}{carried:>10}{row['between']:>17}"
               f"{row['kfac_formula']:>17}")  # fmt: skip
-    chart, (axes,) = common.figure()
+    chart, (axes,) = shared.figure()
     formula = [16 * width**2 for width in WIDTHS]
     axes.plot(WIDTHS, formula, "--", color="#555555", label="K-FAC, $4 d^2$ numbers (formula)")
     for bias, color in ((False, "#0072b2"), (True, "#56b4e9")):
@@ -147,7 +139,7 @@ def main(path):
     axes.set_xlabel("width d of a layer")
     axes.set_ylabel("bytes per factor update, fp32")
     axes.legend(frameon=False, fontsize=8)
-    common.save(chart, path, rows)
+    shared.save(chart, path, rows)
 
 
 if __name__ == "__main__":

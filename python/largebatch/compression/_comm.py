@@ -8,7 +8,7 @@ import zlib
 import torch
 import torch.distributed as dist
 
-HEADER, CRC_AT = 64, 60  # bytes of a record's header, and where its CRC-32 is
+from .exchange import CRC_AT, HEADER
 
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 

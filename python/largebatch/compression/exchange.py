@@ -7,7 +7,8 @@ import torch
 from .. import _C
 from .._versions import mark_written
 
-NONFINITE_AT = 56  # bytes from the start of a record's header, u32
+# Of a record's header, as in docs/compression.md: its bytes, and where two of its fields, u32, are.
+HEADER, NONFINITE_AT, CRC_AT = 64, 56, 60
 
 
 def new_plan(numels, records):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ..ops._library import as_tensor
+from ..ops.topk import topk_select
 from ._checks import check_whole
 from .compressors import BlockTopK, RandomK, Sign, Threshold
 from .exchange import new_plan, real_of
@@ -59,8 +60,8 @@ class Encoded:
 def topk(x, k):
     """Return the k elements of the largest magnitude, of equal ones those with the lower index.
 
-    All of them if k is larger. Infinities are above finite numbers, NaN above infinities. See
-    :class:`TopK`; :func:`largebatch.ops.topk_select` is differentiable.
+    :func:`largebatch.ops.topk_select`, differentiable, but all of them if k is larger. See
+    :class:`TopK`.
 
     Examples
     --------
@@ -69,7 +70,7 @@ def topk(x, k):
     """
     x = as_tensor("topk", "x", x)
     check_whole("topk", "k", k, "an integer of at least 0", lambda k: k >= 0)
-    return _select(x, {"select": "topk", "k": min(k, x.numel())})[0]
+    return Selection(*topk_select(x, min(k, x.numel())))
 
 
 def block_topk(x, k=64, block=4096):
