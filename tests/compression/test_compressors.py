@@ -154,6 +154,65 @@ def test_stochastic_rounding_is_unbiased():
 
 
 REFUSED = [
+    (lambda: TopK(), ValueError, "TopK: ratio, k: got (None, None), expected one of the two."),
+    (lambda: TopK(ratio=0.0), ValueError, "TopK: ratio: got 0.0, expected a number in (0, 1]."),
+    (lambda: TopK(k=0), ValueError, "TopK: k: got 0, expected an integer of at least 1."),
+    (
+        lambda: TopK(k=1, values="int8"),
+        ValueError,
+        "TopK: values: got 'int8', expected one of float32, ",
+    ),
+    (
+        lambda: TopK(k=1, scope="all"),
+        ValueError,
+        'TopK: scope: got \'all\', expected "tensor" or "bucket".',
+    ),
+    (
+        lambda: BlockTopK(block=100),
+        ValueError,
+        "BlockTopK: block: got 100, expected a power of two",
+    ),
+    (
+        lambda: BlockTopK(k=65, block=64),
+        ValueError,
+        "BlockTopK: k: got 65, expected an integer from 1 to",
+    ),
+    (lambda: RandomK(k=1, mode="x"), ValueError, "RandomK: mode: got 'x', expected"),
+    (
+        lambda: Threshold(tau=0.0, capacity=1.0),
+        ValueError,
+        "Threshold: tau: got 0.0, expected a number above 0",
+    ),
+    (
+        lambda: Threshold(tau=1.0, capacity=2.0),
+        ValueError,
+        "Threshold: capacity: got 2.0, expected",
+    ),
+    (lambda: Quantize(bits=3), ValueError, "Quantize: bits: got 3, expected 8, 4 or 2."),
+    (lambda: EF21("topk"), TypeError, "EF21: compressor: got 'topk', expected a compressor"),
+    (
+        lambda: EF21(TopK(k=1), momentum=0.0),
+        ValueError,
+        "EF21: momentum: got 0.0, expected a number in (0, 1]",
+    ),
+    (
+        lambda: ErrorFeedback(TopK(k=1), decay=2.0),
+        ValueError,
+        "ErrorFeedback: decay: got 2.0, expected",
+    ),
+    (lambda: DGC(TopK(k=1), momentum=1.0), ValueError, "DGC: momentum: got 1.0, expected"),
+    (lambda: DGC(Sign()), ValueError, "DGC: compressor: got Sign(), expected one that keeps some"),
+    (lambda: EControl(TopK(k=1), eta=-1.0), ValueError, "EControl: eta: got -1.0, expected"),
+    (
+        lambda: EControl(Sign()).gain([9]),
+        ValueError,
+        "EControl: eta: got None, expected a number: Sign()",
+    ),
+    (
+        lambda: EControl(TopK(k=1), eta=0.4).gain([10]),
+        ValueError,
+        "EControl: eta: got 0.4, expected at most 0.1",
+    ),
     (lambda: TopK(ratio="a"), TypeError, "TopK: ratio: got 'a', expected a number in (0, 1]."),
     (lambda: TopK(ratio=True), TypeError, "TopK: ratio: got True, expected a number in (0, 1]."),
     (lambda: TopK(ratio=float("nan")), ValueError, "TopK: ratio: got nan, expected a number in"),

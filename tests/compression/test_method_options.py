@@ -71,6 +71,11 @@ def test_a_gain_for_all_is_that_of_the_least_contraction():
         EControl(TopK(ratio=0.1), eta=0.4, min_numel=0).hook(torch.nn.Linear(10, 100))
 
 
+def test_a_gain_above_the_contraction_warns():
+    with pytest.warns(UserWarning, match="got 0.2, above the compressor's contraction 0.1"):
+        EControl(TopK(ratio=0.1), eta=0.2).gain([1000])
+
+
 def test_options_of_hooks_that_are_refused():
     model, method = torch.nn.Linear(2, 2), EF21(TopK(k=1))
     rated = ErrorFeedback(TopK(k=1), scale_residual_by_lr_ratio=True)

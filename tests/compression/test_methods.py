@@ -15,12 +15,9 @@ from largebatch.compression import (
     ErrorFeedback,
     Quantize,
     RandomK,
-    Sign,
     Threshold,
     TopK,
-    break_even,
     exchange,
-    traffic,
 )
 from largebatch.reference import compression as reference
 from tests.helpers import same_bits
@@ -151,49 +148,6 @@ def test_scales_of_a_loss_scaler_leave_the_state_in_units_of_the_gradient(backen
     assert update[0].tolist() == [16.0, 0.0]
 
 
-REFUSED = [
-    (lambda: TopK(), "TopK: ratio, k: got (None, None), expected one of the two."),
-    (lambda: TopK(ratio=0.0), "TopK: ratio: got 0.0, expected a number in (0, 1]."),
-    (lambda: TopK(k=0), "TopK: k: got 0, expected an integer of at least 1."),
-    (lambda: TopK(k=1, values="int8"), "TopK: values: got 'int8', expected one of float32, "),
-    (lambda: TopK(k=1, scope="all"), 'TopK: scope: got \'all\', expected "tensor" or "bucket".'),
-    (lambda: BlockTopK(block=100), "BlockTopK: block: got 100, expected a power of two"),
-    (lambda: BlockTopK(k=65, block=64), "BlockTopK: k: got 65, expected an integer from 1 to"),
-    (lambda: RandomK(k=1, mode="x"), "RandomK: mode: got 'x', expected"),
-    (
-        lambda: Threshold(tau=0.0, capacity=1.0),
-        "Threshold: tau: got 0.0, expected a number above 0",
-    ),
-    (lambda: Threshold(tau=1.0, capacity=2.0), "Threshold: capacity: got 2.0, expected"),
-    (lambda: Quantize(bits=3), "Quantize: bits: got 3, expected 8, 4 or 2."),
-    (lambda: EF21("topk"), "EF21: compressor: got 'topk', expected a compressor"),
-    (lambda: EF21(TopK(k=1), momentum=0.0), "EF21: momentum: got 0.0, expected a number in (0, 1]"),
-    (lambda: ErrorFeedback(TopK(k=1), decay=2.0), "ErrorFeedback: decay: got 2.0, expected"),
-    (lambda: DGC(TopK(k=1), momentum=1.0), "DGC: momentum: got 1.0, expected"),
-    (lambda: DGC(Sign()), "DGC: compressor: got Sign(), expected one that keeps some"),
-    (lambda: EControl(TopK(k=1), eta=-1.0), "EControl: eta: got -1.0, expected"),
-    (lambda: EControl(Sign()).gain([9]), "EControl: eta: got None, expected a number: Sign()"),
-    (
-        lambda: EControl(TopK(k=1), eta=0.4).gain([10]),
-        "EControl: eta: got 0.4, expected at most 0.1",
-    ),
-    (lambda: traffic(EF21(TopK(k=1)), [], world=0), "traffic: world: got 0, expected"),
-]
-
-
-@pytest.mark.parametrize(("call", "message"), REFUSED)
-def test_refusals(call, message):
-    with pytest.raises((ValueError, TypeError)) as error:
-        call()
-    assert str(error.value).startswith(message)
-    assert "\n" not in str(error.value)
-
-
-def test_a_gain_above_the_contraction_warns():
-    with pytest.warns(UserWarning, match="got 0.2, above the compressor's contraction 0.1"):
-        EControl(TopK(ratio=0.1), eta=0.2).gain([1000])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -263,17 +217,3 @@ def test_records_that_are_refused(record, message):
     with pytest.raises(ValueError) as error:
         largebatch._C.CompressionPlan([10], [record])
     assert str(error.value).startswith(message)
-
-
-def test_traffic_is_what_an_all_gather_brings():
-    parameters = [torch.zeros(1000, 100), torch.zeros(50)]
-    method = EF21(TopK(ratio=0.01, values="bfloat16"))
-    state = method.init(parameters)
-    payload = method.encode(state, parameters)
-    told = traffic(method, parameters, world=8)
-    assert told.compressed == 7 * payload.numel()
-    assert told.dense == 2 * 4 * 100_050 * 7 // 8
-    assert told.pays
-    assert "fewer" in str(told)
-    assert not traffic(method, parameters, world=300, dtype=torch.bfloat16).pays
-    assert break_even(64, value_bits=32, index_bits=32) == pytest.approx(0.0078, abs=1e-4)

@@ -55,6 +55,18 @@ def test_where_sparse_and_dense_meet(world, bits, percent):
             assert traffic(method, MODEL[:1], world, torch.bfloat16).pays == pays
 
 
+def test_traffic_is_what_an_all_gather_brings():
+    parameters = [torch.zeros(1000, 100), torch.zeros(50)]
+    method = EF21(TopK(ratio=0.01, values="bfloat16"))
+    state = method.init(parameters)
+    payload = method.encode(state, parameters)
+    told = traffic(method, parameters, world=8)
+    assert told.compressed == 7 * payload.numel()
+    assert told.dense == 2 * 4 * 100_050 * 7 // 8
+    assert told.pays
+    assert not traffic(method, parameters, world=300, dtype=torch.bfloat16).pays
+
+
 def test_a_line_says_which_is_fewer():
     line = str(traffic(EF21(TopK(ratio=0.01)), [torch.zeros(100_000)], world=8))
     assert line == "8 ranks: 42,560 bytes compressed, 700,000 dense: fewer (0.06 times)"
