@@ -7,7 +7,8 @@
 #include "bind/errors.h"
 
 #define LB_PARTS(X) \
-  X(info) X(arrays) X(norm) X(lamb) X(lars) X(adan) X(lion) X(agvm) X(kron) X(topk) X(wire)
+  X(info)           \
+  X(arrays) X(norm) X(lamb) X(lars) X(adan) X(lion) X(agvm) X(kron) X(topk) X(wire) X(ulysses)
 
 namespace lb::bind {
 #define LB_DECLARE(part) void register_##part(pybind11::module_& module);

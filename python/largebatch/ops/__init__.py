@@ -14,6 +14,7 @@ from .lars import lars_apply, lars_norms
 from .lion import lion_step
 from .norm import multi_tensor_norm, multi_tensor_sq_sum
 from .topk import scatter_reduce, topk_select
+from .ulysses import ulysses_pack, ulysses_unpack
 
 __all__ = [
     "adan_step",
@@ -28,4 +29,6 @@ __all__ = [
     "multi_tensor_sq_sum",
     "scatter_reduce",
     "topk_select",
+    "ulysses_pack",
+    "ulysses_unpack",
 ]
