@@ -15,6 +15,14 @@ from ._C import BackendUnavailable, build_info
 
 __version__ = _C.__version__
 
-from . import compression, ops, optim, reference
+from . import compression, ops, optim, reference, sequence
 
-__all__ = ["BackendUnavailable", "build_info", "compression", "ops", "optim", "reference"]
+__all__ = [
+    "BackendUnavailable",
+    "build_info",
+    "compression",
+    "ops",
+    "optim",
+    "reference",
+    "sequence",
+]

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ._comm import gather_rows
+from .._comm import gather_rows
 from ._merge import merge
 from .exchange import ROLES, Exchange, State, real_of, sizes_of
 

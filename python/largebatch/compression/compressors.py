@@ -9,7 +9,7 @@ TypeError with one line. What they do is the same bits on every run and backend.
 import math
 from dataclasses import dataclass
 
-from ._checks import check_choice, check_number, check_whole, refuse
+from .._checks import check_choice, check_number, check_whole, refuse
 from .quantizer import Quantize, check_seed, values_of
 
 __all__ = ["BlockTopK", "Dense", "Quantize", "RandomK", "Sign", "Threshold", "TopK"]

@@ -7,8 +7,8 @@ import math
 
 import torch
 
+from .._checks import check_number, check_whole, refuse
 from ..ops.norm import multi_tensor_sq_sum
-from ._checks import check_number, check_whole, refuse
 from .compressors import TopK
 from .methods import Method
 

@@ -5,7 +5,7 @@
 import math
 import warnings
 
-from ._checks import check_number, refuse
+from .._checks import check_number, refuse
 from .compressors import Sign
 from .methods import Method
 

@@ -4,7 +4,7 @@
 
 import torch
 
-from ._checks import check_number
+from .._checks import check_number
 from .methods import Method
 
 

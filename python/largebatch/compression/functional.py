@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
+from .._checks import check_whole
 from ..ops._library import as_tensor
 from ..ops.topk import topk_select
-from ._checks import check_whole
 from .compressors import BlockTopK, RandomK, Sign, Threshold
 from .exchange import new_plan, real_of
 from .quantizer import Quantize

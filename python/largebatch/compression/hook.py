@@ -5,8 +5,9 @@
 import torch
 import torch.distributed as dist
 
+from .._checks import check_choice, check_whole, refuse
+from .._comm import agree, all_gather
 from . import _comm
-from ._checks import check_choice, check_whole, refuse
 from ._round import Round
 from ._state import HookState
 from .exchange import real_of
@@ -146,7 +147,7 @@ class Hook(HookState):
         """Do what comes once a step, before the first bucket."""
         device = bucket.buffer().device
         if self._agreed != self.method.compressor:
-            _comm.agree(self.description(), self.group, device)
+            agree("hook", self.description(), self.group, device)
             self._agreed = self.method.compressor
         if not self.started and self.step >= self.start_step:
             self.started = all(bool(finite) for finite in self._start_is_finite)
@@ -254,7 +255,7 @@ class Hook(HookState):
         if self.checksum:
             _comm.seal(exchange.plan, payload)
         payloads = payload.new_empty(world * len(payload))
-        work = _comm.all_gather(payloads, payload, group=self.group, async_op=True)
+        work = all_gather(payloads, payload, group=self.group, async_op=True)
         names = self._names_of(exchange, parameters)
 
         def decode(_):

@@ -16,8 +16,8 @@ DGC                  v + m          m <- mu m + g, v <- v + m - Delta        mea
 Delta is what receivers decode, roundings included.
 """
 
+from .._checks import check_number, check_whole, refuse
 from ..ops._library import as_tensors
-from ._checks import check_number, check_whole, refuse
 from .exchange import Exchange, State
 from .hook import Hook
 

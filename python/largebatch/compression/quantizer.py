@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass
 
-from ._checks import check_choice, check_whole
+from .._checks import check_choice, check_whole
 
 _REACH = {8: 127.0, 4: 7.0, 2: 1.5}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ._checks import check_choice, check_number, check_whole, refuse
+from .._checks import check_choice, check_number, check_whole, refuse
 from .exchange import new_plan, real_of, records_of
 from .regions import received
 
