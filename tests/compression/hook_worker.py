@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from largebatch.compression import DGC, EF21, EControl, ErrorFeedback, TopK, _comm
+from largebatch import _comm
+from largebatch.compression import DGC, EF21, EControl, ErrorFeedback, TopK
 from tests.compression.hook_setting import (
     LONG,
     METHODS,

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from largebatch.compression import DGC, EF21, BlockTopK, EControl, ErrorFeedback, TopK, _comm
+from largebatch import _comm
+from largebatch.compression import DGC, EF21, BlockTopK, EControl, ErrorFeedback, TopK
 from largebatch.compression.regions import Regions
 from tests.compression.hook_setting import Training, error_of, network
 

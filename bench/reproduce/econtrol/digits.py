@@ -34,7 +34,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from largebatch.compression import ErrorFeedback, TopK, _comm, traffic
+from largebatch import _comm
+from largebatch.compression import ErrorFeedback, TopK, traffic
 
 WORLD, BATCH, STEPS, EVERY = 4, 32, 480, 24  # batch of a rank; a point every so many steps
 RATES = [2.0**i for i in range(-3, 3)]

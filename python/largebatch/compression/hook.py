@@ -5,9 +5,9 @@
 import torch
 import torch.distributed as dist
 
+from .. import _comm
 from .._checks import check_choice, check_whole, refuse
-from .._comm import agree, all_gather
-from . import _comm
+from . import _payloads
 from ._round import Round
 from ._state import HookState
 from .exchange import real_of
@@ -147,7 +147,7 @@ class Hook(HookState):
         """Do what comes once a step, before the first bucket."""
         device = bucket.buffer().device
         if self._agreed != self.method.compressor:
-            agree("hook", self.description(), self.group, device)
+            _comm.agree("hook", self.description(), self.group, device)
             self._agreed = self.method.compressor
         if not self.started and self.step >= self.start_step:
             self.started = all(bool(finite) for finite in self._start_is_finite)
@@ -208,7 +208,7 @@ class Hook(HookState):
 
         def begin(_):
             if begins:
-                _comm.crossing([*own, total])
+                _payloads.crossing([*own, total])
                 self._start(parameters, own, total, inverse)
                 if total is not buffer:
                     buffer.copy_(total)
@@ -251,18 +251,18 @@ class Hook(HookState):
             counts = regions.run(payload, scale, skip, grads)
             current.decoded(regions, payload, counts)
             current.completed(buffer.device)
-            return _comm.done(buffer)
+            return _payloads.done(buffer)
         if self.checksum:
-            _comm.seal(exchange.plan, payload)
+            _payloads.seal(exchange.plan, payload)
         payloads = payload.new_empty(world * len(payload))
-        work = all_gather(payloads, payload, group=self.group, async_op=True)
+        work = _comm.all_gather(payloads, payload, group=self.group, async_op=True)
         names = self._names_of(exchange, parameters)
 
         def decode(_):
-            _comm.crossing([payloads, *exchange.keys])
+            _payloads.crossing([payloads, *exchange.keys])
             received = payloads.view(world, -1)
             if self.checksum:
-                _comm.check_seals(exchange.plan, received, names)
+                _payloads.check_seals(exchange.plan, received, names)
             exchange.decode(received, scale, skip, outs=grads)
             current.decoded(exchange, payload, exchange.nonfinite)
             return buffer

@@ -27,8 +27,8 @@ over the bucket in plain torch.
 import torch
 import torch.distributed as dist
 
+from .. import _comm
 from .._checks import refuse
-from .._comm import all_gather
 from .._versions import mark_written
 from .compressors import BlockTopK, TopK
 from .exchange import new_plan
@@ -163,7 +163,7 @@ class Regions:
         places = torch.where(values == 0, self.numel, places)
         outgoing = _pack(values.view(1, -1), places.view(1, -1)).view(-1)
         incoming = outgoing.new_empty(self.world * len(outgoing))
-        all_gather(incoming, outgoing, group=self.group)
+        _comm.all_gather(incoming, outgoing, group=self.group)
         values, places = _unpack(incoming.view(self.world, -1), sums.dtype)
         return values.reshape(-1), places.reshape(-1)
 

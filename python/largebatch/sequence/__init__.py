@@ -7,6 +7,7 @@ Sequence Transformer Models", arXiv 2309.14509.
 """
 
 from .attention import UlyssesAttention
+from .checkpoint import keep_exchanged
 from .exchange import heads_to_seq, qkv_to_heads
 from .plan import UlyssesPlan, gather_lengths, split_lengths
 from .tokens import position_ids, sequence_parallel_loss, shard_sequence, shift_labels
@@ -16,6 +17,7 @@ __all__ = [
     "UlyssesPlan",
     "gather_lengths",
     "heads_to_seq",
+    "keep_exchanged",
     "position_ids",
     "qkv_to_heads",
     "sequence_parallel_loss",

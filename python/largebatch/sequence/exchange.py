@@ -66,7 +66,7 @@ def qkv_to_heads(q, k, v, plan, layout="bshd", *, contiguous=False, async_op=Fal
     Notes
     -----
     Sends :math:`B s \sum_{p \ne r} (n_p D + m_p (D + D_v))` elements from rank r, for the n_p q and
-    m_p kv heads of rank p: :meth:`traffic`. Deterministic: the same bits on every run.
+    m_p kv heads of rank p: :meth:`UlyssesPlan.traffic`. Deterministic: the same bits on every run.
 
     Examples
     --------
@@ -128,7 +128,7 @@ class Sending:
         self.tokens, self.batch = tensors[0].shape[:2]
         replicas = [1 if kind == "q" else plan.heads.replicas for kind in self.kinds]
         pack = torch.ops.largebatch.ulysses_pack
-        self.messages = pack(tensors, chunks, self.counts, replicas)
+        self.messages = dict(enumerate(pack(tensors, chunks, self.counts, replicas)))
 
     def widths(self, chunk):
         """Return for each rank how many elements of one token it gets, and what they are."""
@@ -138,9 +138,8 @@ class Sending:
         return [[n * dim for n, dim in zip(row, self.dims, strict=True)] for row in rows]
 
     def start(self, chunk):
-        """Send a chunk: once."""
-        widths, plan = self.widths(chunk), self.plan
-        message, self.messages[chunk] = self.messages[chunk], None
+        """Send a chunk, and forget the message."""
+        widths, plan, message = self.widths(chunk), self.plan, self.messages.pop(chunk)
         lengths = plan.lengths(self.tokens)
         send = [self.tokens * self.batch * sum(width) for width in widths]
         receive = [length * self.batch * sum(widths[plan.rank]) for length in lengths]
@@ -245,7 +244,7 @@ def checked(op, plan, check):
         return
     refused = None
     try:
-        call = check()
+        call = str(check())  # here only: a compiler takes what becomes text for constant
     except (TypeError, ValueError) as error:
         refused, call = error, f"refused: {error}"
     try:
@@ -270,7 +269,8 @@ def _check_like(op, name, x, q, layout):
         raise TypeError(f"{op}: {name}: has dtype {x.dtype}, expected {q.dtype} like q.")
     if x.device != q.device:
         raise ValueError(f"{op}: {name}: is on {x.device}, expected {q.device} like q.")
-    if logical(x, layout).shape[:2] != logical(q, layout).shape[:2]:
+    (tokens, batch, *_), (q_tokens, q_batch, *_) = (logical(t, layout).shape for t in (x, q))
+    if tokens != q_tokens or batch != q_batch:
         raise ValueError(
             f"{op}: {name}: has shape {list(x.shape)}, expected the tokens and batch of q, "
             f"{list(q.shape)}."
@@ -283,7 +283,7 @@ def _check_tokens(op, name, got, expected, what):
 
 
 def check_qkv(op, q, k, v, plan, layout):
-    """Refuse what does not fit the plan; return the call as text, see :func:`checked`."""
+    """Refuse what does not fit the plan; return the call, see :func:`checked`."""
     if (k is None) != (v is None):
         refuse(op, "k" if k is None else "v", None, "a tensor, or None for both k and v")
     heads = {"q": plan.q_heads, "k": plan.kv_heads, "v": plan.kv_heads}
@@ -306,13 +306,13 @@ def check_qkv(op, q, k, v, plan, layout):
             )
         if name == "k" and dim != q.shape[-1]:
             raise ValueError(f"{op}: k: has head dim {dim}, expected {q.shape[-1]} like q.")
-        call.append(f"{name} {x.dtype}, batch {batch}, dim {dim}")
+        call.append((name, x.dtype, "batch", batch, "dim", dim))
     if plan.seq_lens is not None:
         expected = plan.seq_lens[plan.rank]
         _check_tokens(op, "q", tokens, expected, f"seq_lens of rank {plan.rank}")
     else:
-        call.append(f"{tokens} tokens")
-    return ", ".join(call)
+        call.append(("tokens", tokens))
+    return call
 
 
 def _check_o(op, o, plan, layout):
@@ -330,4 +330,4 @@ def _check_o(op, o, plan, layout):
         raise ValueError(
             f"{op}: o: has {tokens} tokens, expected a multiple of the {plan.world} ranks."
         )
-    return f"{layout}, o {o.dtype}, {tokens} tokens, batch {batch}, dim {dim}"
+    return layout, "o", o.dtype, "tokens", tokens, "batch", batch, "dim", dim

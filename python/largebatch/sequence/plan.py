@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from math import gcd
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,15 @@ class HeadPlan:
         return tuple(count // self.group for count in self.q_counts)
 
 
+class Traffic(NamedTuple):
+    """Elements that one attention moves; see :meth:`UlyssesPlan.traffic`."""
+
+    buffer_in: int
+    buffer_out: int
+    forward: int
+    backward: int
+
+
 @lru_cache
 def head_plan(ranks, q_heads, kv_heads):
     r"""Return how heads are shared out among ranks, for any number of all three.
@@ -42,8 +52,8 @@ def head_plan(ranks, q_heads, kv_heads):
 
     .. math:: c = \gcd(g, n_0, n_1, \dots, o_0, o_1, \dots), \qquad g = H_q / H_{kv}
 
-    for :math:`n_p` q heads from :math:`o_p` on. Rank p then has :math:`n_p / c` kv heads, the one
-    in place j being :math:`\lfloor (o_p + j c) / g \rfloor`; a kv head goes to :math:`g / c` places.
+    for :math:`n_p` q heads from :math:`o_p` on. Rank p then has :math:`n_p / c` kv heads, in
+    place j being :math:`\lfloor (o_p + j c) / g \rfloor`. A kv head goes to g / c places.
     """
     share = q_heads // kv_heads
     if kv_heads >= ranks and q_heads % ranks:
@@ -219,6 +229,36 @@ class UlyssesPlan:
     def chunk_counts(self, chunk, chunks):
         """Return the kv heads of each rank in a chunk."""
         return [split_lengths(count, chunks)[chunk] for count in self.heads.kv_counts]
+
+    def traffic(self, tokens, batch, dim, v_dim=None):
+        """Return how many elements one attention moves.
+
+        Parameters
+        ----------
+        tokens, batch : int
+            Of this rank.
+        dim, v_dim : int
+            Head dim of q and k, and of v (the same by default).
+
+        Returns
+        -------
+        Traffic
+            ``buffer_in`` and ``buffer_out`` are the messages that this rank makes, its own block
+            included; ``forward`` and ``backward`` what it sends other ranks in both exchanges.
+        """
+        v_dim = dim if v_dim is None else v_dim
+        lengths, heads, me = self.lengths(tokens), self.heads, self.rank
+        widths = [
+            q * dim + kv * (dim + v_dim)
+            for q, kv in zip(heads.q_counts, heads.kv_counts, strict=True)
+        ]
+        total, own, q_own = sum(lengths), lengths[me], heads.q_counts[me]
+        return Traffic(
+            buffer_in=batch * own * sum(widths),
+            buffer_out=batch * total * q_own * v_dim,
+            forward=batch * (own * (sum(widths) - widths[me]) + q_own * v_dim * (total - own)),
+            backward=batch * (widths[me] * (total - own) + own * v_dim * (self.q_heads - q_own)),
+        )
 
     def description(self):
         """Return what has to be the same on all ranks, as text."""
