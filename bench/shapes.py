@@ -55,3 +55,6 @@ def numel(shapes):
 
 # One long tensor, as a bucket is, for operations on gradients that are one vector.
 FLAT = {"1e8 elements": [(100_000_000,)]}
+
+# q, k and v of one rank, [B, s, H, D]: 16k tokens of a model of 7B, 32 q heads and 8 kv heads.
+HEADS = {"16k tokens": [(1, 16384, 32, 128), (1, 16384, 8, 128), (1, 16384, 8, 128)]}

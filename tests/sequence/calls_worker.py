@@ -5,6 +5,7 @@
 Each function of RUNS is run by all of them, and what it returns is saved under its name.
 """
 
+import os
 import sys
 import warnings
 from functools import partial
@@ -480,7 +481,29 @@ def disagreements(world, rank):
     return found
 
 
+def warned_of(world, rank):
+    """Return what plans say that will be slow."""
+    found = {}
+    split = {2: (12, 3), 3: (12, 4)}[world]
+    for name, heads, machine in (
+        ("idle", (1, 1), world),
+        ("split", split, world),
+        ("machines", (8, 2), 1),
+        ("quick", (8, 2), world),
+        ("unknown", (8, 2), None),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            os.environ.pop("LOCAL_WORLD_SIZE", None)
+            if machine is not None:
+                os.environ["LOCAL_WORLD_SIZE"] = str(machine)
+            UlyssesPlan(None, *heads)
+        found[name] = [(str(w.message), w.filename) for w in caught]
+    return found
+
+
 RUNS = [
+    warned_of,
     dtypes,
     second_derivatives,
     gradients_of_any_strides,

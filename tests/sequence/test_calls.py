@@ -160,6 +160,19 @@ def test_bad_calls_are_refused_on_every_rank_before_anything_is_sent(results, na
         assert works
 
 
+def test_plans_that_will_be_slow_say_so_to_who_makes_them(results):
+    world = len(results)
+    for found in of(results, "warned_of"):
+        assert found["quick"] == found["unknown"] == []
+        said = {name: found[name][0][0] for name in ("idle", "split", "machines")}
+        assert said["idle"].startswith(f"UlyssesPlan: {world - 1} of {world} ranks attend with no")
+        times = {2: 2, 3: 3}[world]
+        assert said["split"].startswith(f"UlyssesPlan: each kv head is sent {times} times, as 12 q")
+        assert f"the {world} ranks are on several machines" in said["machines"]
+        assert all(found[name][0][1].endswith("calls_worker.py") for name in said)
+        assert all(len(found[name]) == 1 for name in said)
+
+
 def test_debug_makes_a_disagreement_an_error_on_every_rank(results):
     for found in of(results, "disagreements"):
         assert "another plan" in found["plan"]

@@ -32,5 +32,13 @@ def test_the_wrong_reducer_is_seen(results):
         assert any((x - y).abs().max() > 1e-3 for x, y in zip(one, wrong, strict=True))
 
 
+def test_groups_that_this_process_is_no_rank_of_are_refused(results):
+    for rank, found in enumerate(results):
+        mesh, other = found["groups"]
+        assert mesh.startswith("UlyssesPlan: group: got a DeviceMesh of 2 dimensions, expected 1.")
+        refused = "UlyssesPlan: group: this process is no member of it."
+        assert other == (None if rank < 2 else refused)
+
+
 def test_lengths_are_gathered_once(results):
     assert all(found["lengths"] == [3, 4, 5, 6] for found in results)

@@ -119,6 +119,19 @@ def lengths(rank):
     return gather_lengths(rank + 3)
 
 
+def groups(rank):
+    """Return what is said of groups that cannot be."""
+    mesh = init_device_mesh("cpu", (WORLD // SP, SP), mesh_dim_names=("dp", "sp"))
+    found = []
+    for group in (mesh, dist.new_group([0, 1])):
+        try:
+            UlyssesPlan(group, *HEADS)
+            found.append(None)
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
 def main(rank, folder):
     with setting.ranks(rank, folder):
         found = {
@@ -128,6 +141,7 @@ def main(rank, folder):
             "deepspeed": together("deepspeed", add_and_average),
             "wrong": together("sum", nothing, partial(DistributedDataParallel)),
             "lengths": lengths(rank),
+            "groups": groups(rank),
         }
     torch.save(found, f"{folder}/{rank}.pt")
 

@@ -69,8 +69,8 @@ def register_attention(
 
     Masks are made for the whole sequence, sliding windows included. Refused are an
     `attention_mask` of this rank's tokens (a causal model needs none for padding at the end, whose
-    labels are ignored), packed documents, and keys of a cache: to generate, choose another
-    implementation.
+    labels are ignored), packed documents, tensors for each head, and a cache of keys: to generate,
+    choose another implementation.
 
     Attention dropout: seed ranks differently, else all drop the same in their heads.
 
@@ -89,18 +89,16 @@ def register_attention(
             refuse(_OP, argument, type(value).__name__, "a str", TypeError)
     if name == "eager" or not isinstance(attentions.get(name), _Attention | None):
         refuse(_OP, "name", name, "a name that transformers has no attention by")
-    if attention != "eager" and attention not in attentions:
-        refuse(_OP, "attention", attention, f'"eager" or one of {", ".join(attentions)}')
-    wrapped = None if attention == "eager" else attentions[attention]
-    if isinstance(wrapped, _Attention):
-        refuse(_OP, "attention", attention, "one that attends, not one that exchanges")
+    known = {key: value for key, value in attentions.items() if not isinstance(value, _Attention)}
+    if attention != "eager" and attention not in known:
+        refuse(_OP, "attention", attention, f'"eager" or one of {", ".join(known)}')
 
     group = _group(_OP, group)
     options = dict(seq_lens=seq_lens, debug=debug, transport=transport)
     world = dist.get_world_size(group)
     tokens = UlyssesPlan(group, world, world, **options)
     options["head_chunks"] = head_chunks
-    attentions.register(name, _Attention(attention, wrapped, tokens, options))
+    attentions.register(name, _Attention(attention, known.get(attention), tokens, options))
     masks.register(name, _Mask(masks.get(attention), tokens))
     return tokens
 
@@ -199,9 +197,17 @@ class _Attention:
         shape = None if attention_mask is None else list(attention_mask.shape)
         if shape is not None and (len(shape) != 4 or shape[1:] != [1, total, total]):
             _refuse_mask(attention_mask)
+        if kwargs.get("use_cache"):
+            raise ValueError(
+                f"{_OP}: use_cache: got True, expected False: keys are exchanged and not kept, and "
+                "generate() is not supported."
+            )
         for name, x in kwargs.items():
             if isinstance(x, torch.Tensor) and x.dim() > 0:
-                refuse(_OP, name, f"a tensor {list(x.shape)}", "none but q, k, v and a mask")
+                raise ValueError(
+                    f"{_OP}: {name}: got a tensor {list(x.shape)}, expected none but query, key, "
+                    "value and a mask: it may be of this rank's tokens, or of all heads."
+                )
         if positions is not None:
             self._check_positions(positions, sum(lengths[: self.tokens.rank]), tokens)
         return f"mask {shape}"
@@ -263,8 +269,8 @@ def _eager(module):
 def _check_keys(queries, keys):
     if queries != keys:
         raise ValueError(
-            f"{_OP}: key: has {keys} tokens for {queries} of query, expected as many: neither a "
-            "cache, as of generate(), nor cross-attention."
+            f"{_OP}: key: has {keys} tokens for {queries} of query, expected as many: neither "
+            "decoding with a cache nor cross-attention is supported."
         )
 
 
