@@ -5,7 +5,6 @@
 Each function of RUNS is run by all of them, and what it returns is saved under its name.
 """
 
-import os
 import sys
 import warnings
 from functools import partial
@@ -24,10 +23,10 @@ from largebatch.sequence import (
     qkv_to_heads,
 )
 from tests.sequence import setting
+from tests.sequence.calls_refused import disagreements, refusals, warned_of
+from tests.sequence.calls_setting import BATCH, DIM, HEADS, LENGTHS, V_DIM, Setting, equal, plain
+from tests.sequence.counting import Copied, Sent
 
-HEADS = (8, 2)
-LENGTHS = {2: [3, 5], 3: [3, 0, 5]}
-DIM, V_DIM, BATCH = 8, 6, 2
 DTYPES = [
     torch.float32,
     torch.float16,
@@ -45,89 +44,6 @@ DTYPES = [
     torch.complex64,
     torch.complex128,
 ]
-
-
-class Sent:
-    """Counts what leaves through the one place where it can: (elements to each rank, itemsize)."""
-
-    def __enter__(self):
-        self.messages, self._before = [], _transport.Transport.start
-
-        def start(transport, message, send, receive):
-            self.messages.append((list(send), message.element_size()))
-            return self._before(transport, message, send, receive)
-
-        _transport.Transport.start = start
-        return self
-
-    def __exit__(self, *_):
-        _transport.Transport.start = self._before
-
-    def off_rank(self, rank):
-        """Return the bytes of each message that go to other ranks."""
-        return [(sum(send) - send[rank]) * size for send, size in self.messages]
-
-
-class Copied(TorchDispatchMode):
-    """Counts bytes that operations write which are not views, by name of the operation."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        made = out if isinstance(out, list | tuple) else [out]
-        given = {
-            x.untyped_storage().data_ptr()
-            for a in args
-            for x in (a if isinstance(a, list | tuple) else [a])
-            if isinstance(x, torch.Tensor)
-        }
-        new = [x for x in made if isinstance(x, torch.Tensor)]
-        new = [x for x in new if x.untyped_storage().data_ptr() not in given]
-        if (
-            not func.is_view
-            and sum(x.nbytes for x in new)
-            and name not in ("empty", "all_to_all_single")
-        ):
-            self.bytes[name] = self.bytes.get(name, 0) + sum(x.nbytes for x in new)
-        return out
-
-
-class Setting:
-    """The tensors of a call, of this rank."""
-
-    def __init__(self, world, rank, heads=HEADS, batch=BATCH, **options):
-        self.world, self.rank = world, rank
-        self.lengths = LENGTHS[world]
-        self.plan = UlyssesPlan(None, *heads, self.lengths, **options)
-        *self.whole, self.grad = setting.tensors(heads, batch, sum(self.lengths), DIM, V_DIM)
-
-    def leaves(self):
-        own = (setting.mine(x, self.lengths, self.rank) for x in self.whole)
-        return [x.clone().requires_grad_() for x in own]
-
-    def attend(self, **options):
-        return UlyssesAttention(setting.attend("bshd"), self.plan, **options)
-
-    def own_grad(self):
-        return setting.mine(self.grad, self.lengths, self.rank)
-
-    def run(self, call, *inputs):
-        """Return o and the gradients of the inputs."""
-        o = call(*inputs)
-        return [o.detach(), *torch.autograd.grad(o, inputs, self.own_grad())]
-
-
-def equal(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def plain(world, rank, **options):
-    s = Setting(world, rank, **options)
-    return s.run(s.attend(), *s.leaves())
 
 
 # ---- What is right -------------------------------------------------------------------------------
@@ -401,105 +317,6 @@ def recomputation(world, rank):
             o.backward(s.own_grad())
         counts.append(seen.count)
     return counts
-
-
-# ---- What is refused -----------------------------------------------------------------------------
-
-
-def bad_calls(world, rank):
-    """Return {name: call} of what is refused on every rank."""
-    s = Setting(world, rank)
-    q, k, v = (x.detach() for x in s.leaves())
-    plan = s.plan
-    send = partial(qkv_to_heads, plan=plan)
-    o = torch.zeros(BATCH, sum(s.lengths), plan.heads.q_counts[rank], V_DIM)
-    return {
-        "q is no tensor": lambda: send(q.tolist(), k, v),
-        "three dimensions": lambda: send(q[0], k, v),
-        "layout": lambda: send(q, k, v, layout="hbsd"),
-        "dtype of k": lambda: send(q, k.float(), v),
-        "device of v": lambda: send(q, k, v.to("meta")),
-        "strides": lambda: send(q[..., ::2], k[..., ::2], v),
-        "heads of q": lambda: send(q[:, :, :6], k, v),
-        "heads of v": lambda: send(q, k, v[:, :, :1]),
-        "head dim of k": lambda: send(q, k[..., :4], v),
-        "tokens of k": lambda: (
-            send(q, torch.cat([k, k], 1)[:, : k.shape[1] + 1], v)
-            if k.shape[1]
-            else send(q, torch.zeros(BATCH, 1, 2, DIM, dtype=k.dtype), v)
-        ),
-        "tokens of all": lambda: send(*(torch.zeros(BATCH, 9, h, DIM) for h in (8, 2, 2))),
-        "k alone": lambda: send(q, k, None),
-        "plan": lambda: send(q, k, v, plan=8),
-        "heads of o": lambda: heads_to_seq(o[:, :, :-1], plan),
-        "tokens of o": lambda: heads_to_seq(o[:, :-1], plan),
-        "q_heads": lambda: UlyssesPlan(None, 8, 3),
-        "kv_heads": lambda: UlyssesPlan(None, 8, 0),
-        "seq_lens": lambda: UlyssesPlan(None, 8, 2, [4]),
-        "a length": lambda: UlyssesPlan(None, 8, 2, [4, -1, 2][:world]),
-        "head_chunks": lambda: UlyssesPlan(None, 8, 2, head_chunks=5),
-        "transport": lambda: UlyssesPlan(None, 8, 2, transport="pigeon"),
-        "group": lambda: UlyssesPlan(7, 8, 2),
-        "attn_fn": lambda: UlyssesAttention(None, plan),
-        "what attn_fn returns": lambda: UlyssesAttention(lambda q, k, v: q[..., :1], plan)(q, k, v),
-    }
-
-
-def refusals(world, rank):
-    """Return what each of them says, and whether the group goes on working."""
-    found = {}
-    for name, call in bad_calls(world, rank).items():
-        try:
-            call()
-            found[name] = None
-        except (TypeError, ValueError) as error:
-            found[name] = f"{type(error).__name__}: {error}"
-    return found, equal(plain(world, rank), plain(world, rank))
-
-
-def disagreements(world, rank):
-    """Return what ranks say that are about to send what does not fit, and whether they go on."""
-    found = {}
-
-    def attempt(name, call):
-        try:
-            call()
-            found[name] = None
-        except (TypeError, ValueError) as error:
-            found[name] = str(error)
-
-    odd = rank == 1
-    q, k, v = (x.detach() for x in Setting(world, rank).leaves())
-    plan = partial(UlyssesPlan, None, *HEADS, debug=True)
-    lengths = LENGTHS[world]
-    attempt("plan", lambda: qkv_to_heads(q, k, v, plan(None if odd else lengths)))
-    attempt(
-        "dtype", lambda: qkv_to_heads(*(x.float() if odd else x for x in (q, k, v)), plan(lengths))
-    )
-    attempt("one is refused", lambda: qkv_to_heads(q[:, :, :6] if odd else q, k, v, plan(lengths)))
-    attempt("fits", lambda: qkv_to_heads(q, k, v, plan(lengths)))
-    return found
-
-
-def warned_of(world, rank):
-    """Return what plans say that will be slow."""
-    found = {}
-    split = {2: (12, 3), 3: (12, 4)}[world]
-    for name, heads, machine in (
-        ("idle", (1, 1), world),
-        ("split", split, world),
-        ("machines", (8, 2), 1),
-        ("quick", (8, 2), world),
-        ("unknown", (8, 2), None),
-    ):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            os.environ.pop("LOCAL_WORLD_SIZE", None)
-            if machine is not None:
-                os.environ["LOCAL_WORLD_SIZE"] = str(machine)
-            UlyssesPlan(None, *heads)
-        found[name] = [(str(w.message), w.filename) for w in caught]
-    return found
 
 
 RUNS = [

@@ -169,7 +169,7 @@ def test_plans_that_will_be_slow_say_so_to_who_makes_them(results):
         times = {2: 2, 3: 3}[world]
         assert said["split"].startswith(f"UlyssesPlan: each kv head is sent {times} times, as 12 q")
         assert f"the {world} ranks are on several machines" in said["machines"]
-        assert all(found[name][0][1].endswith("calls_worker.py") for name in said)
+        assert all(found[name][0][1].endswith("calls_refused.py") for name in said)
         assert all(len(found[name]) == 1 for name in said)
 
 
