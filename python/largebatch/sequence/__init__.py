@@ -9,6 +9,7 @@ Sequence Transformer Models", arXiv 2309.14509.
 from .attention import UlyssesAttention
 from .checkpoint import keep_exchanged
 from .exchange import heads_to_seq, qkv_to_heads
+from .hugging_face import register_attention
 from .plan import UlyssesPlan, gather_lengths, split_lengths
 from .tokens import position_ids, sequence_parallel_loss, shard_sequence, shift_labels
 
@@ -20,6 +21,7 @@ __all__ = [
     "keep_exchanged",
     "position_ids",
     "qkv_to_heads",
+    "register_attention",
     "sequence_parallel_loss",
     "shard_sequence",
     "shift_labels",

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from .._checks import refuse
 from .attention import UlyssesAttention
 from .exchange import checked
-from .plan import UlyssesPlan, _group
+from .plan import UlyssesPlan, process_group
 
 _OP = "register_attention"
 
@@ -93,7 +93,7 @@ def register_attention(
     if attention != "eager" and attention not in known:
         refuse(_OP, "attention", attention, f'"eager" or one of {", ".join(known)}')
 
-    group = _group(_OP, group)
+    group = process_group(_OP, group)
     options = dict(seq_lens=seq_lens, debug=debug, transport=transport)
     world = dist.get_world_size(group)
     tokens = UlyssesPlan(group, world, world, **options)

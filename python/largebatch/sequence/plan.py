@@ -83,7 +83,7 @@ def gather_lengths(length, group=None, device=None):
     gathers from; by default the CPU for gloo, and the current GPU else.
     """
     check_whole("gather_lengths", "length", length, "an integer of 0 or more", lambda n: n >= 0)
-    group = _group("gather_lengths", group)
+    group = process_group("gather_lengths", group)
     device = device_of(group) if device is None else device
     return gather_rows(torch.tensor([length], device=device), group).flatten().tolist()
 
@@ -160,7 +160,7 @@ class UlyssesPlan:
             check_whole(self, name, value, "an integer of 1 or more", lambda n: n >= 1)
         if q_heads % kv_heads:
             refuse(self, "q_heads", q_heads, f"a multiple of the {kv_heads} kv_heads")
-        self.group = _group("UlyssesPlan", group)
+        self.group = process_group("UlyssesPlan", group)
         self.world, self.rank = dist.get_world_size(self.group), dist.get_rank(self.group)
         self.q_heads, self.kv_heads = q_heads, kv_heads
         self.seq_lens = None if seq_lens is None else self._checked(seq_lens)
@@ -303,7 +303,7 @@ class UlyssesPlan:
             )
 
 
-def _group(op, group):
+def process_group(op, group):
     """Return the process group, of which this process is a rank."""
     if not dist.is_available() or not dist.is_initialized():
         raise RuntimeError(
