@@ -188,6 +188,7 @@ void ulysses_unpack(py::handle messages_, py::handle tensors_, std::vector<int64
   std::vector<std::vector<HeadCopies>> copies;
   for (size_t i = 0; i < tensors.size(); ++i) copies.push_back(wire_copies(wire, i));
   const std::vector<HeadSums> sums = head_sums(tensors, wire, copies);
+  check_no_overlap(tensors);
   check_writes({&tensors}, {&messages});
 
   // Device, stream, memory, call.

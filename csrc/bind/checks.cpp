@@ -44,15 +44,21 @@ std::vector<int64_t> strides_of(const TensorView& view) {
   return strides;
 }
 
-bool is_dense(const TensorView& view) {
-  if (is_contiguous(view)) return true;
-  std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size), the innermost first
+// (stride, size) of the dimensions that have more than one element, the innermost first.
+std::vector<std::pair<int64_t, int64_t>> dims_by_stride(const TensorView& view) {
+  std::vector<std::pair<int64_t, int64_t>> dims;
+  const std::vector<int64_t> strides = strides_of(view);
   for (int32_t d = 0; d < view.ndim; ++d) {
-    if (view.shape[d] != 1) dims.emplace_back(view.strides[d], view.shape[d]);
+    if (view.shape[d] != 1) dims.emplace_back(strides[size_t(d)], view.shape[d]);
   }
   std::sort(dims.begin(), dims.end());
+  return dims;
+}
+
+bool is_dense(const TensorView& view) {
+  if (is_contiguous(view)) return true;
   int64_t expected = 1;
-  for (const auto& [stride, size] : dims) {
+  for (const auto& [stride, size] : dims_by_stride(view)) {
     if (stride != expected) return false;
     expected *= size;
   }
@@ -180,6 +186,21 @@ void check_dense(const ArrayList& a, const char* hint) {
                      got + " shape " + describe_shape(a[i]) + " with strides " +
                          describe_strides(a[i]) + ", expected one block without gaps or overlaps.",
                      hint == nullptr ? "Pass x.contiguous()." : hint);
+  }
+}
+
+void check_no_overlap(const ArrayList& a) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i].numel == 0 || is_contiguous(a[i])) continue;
+    int64_t reach = 0;  // of the dimensions inside
+    for (const auto& [stride, size] : dims_by_stride(a[i])) {
+      if (stride <= reach) {
+        fail<ValueError>(a, i,
+                         "overlaps itself: got shape " + describe_shape(a[i]) + " with strides " +
+                             describe_strides(a[i]) + ", expected a place for each element.");
+      }
+      reach += (size - 1) * stride;
+    }
   }
 }
 

@@ -37,6 +37,10 @@ void check_same_device(const ArrayList& a, const ArrayList& like, const char* hi
 // array. Strides of dimensions of size 1 do not matter.
 void check_dense(const ArrayList& a, const char* hint = nullptr);
 
+// No two elements are in the same place, for arrays that are written (a little more is refused:
+// dimensions have to lie inside each other).
+void check_no_overlap(const ArrayList& a);
+
 // Same shape and same strides, so that element k of the memory of one belongs to element k of the
 // other. Strides of dimensions of size 1, and of empty arrays, do not matter.
 void check_same_layout(const ArrayList& a, const ArrayList& like, const char* hint = nullptr);

@@ -131,7 +131,28 @@ def compression():
     return results
 
 
-@pytest.mark.parametrize("call", [norms, halves, kron, compression])
+def ulysses():
+    """Return all bits of messages, moved in vectors of every width, and of sums of copies."""
+    counts, replicas = [[[1, 1, 0], [2, 1, 2]], [[1, 0, 1], [0, 1, 0]]], [1, 3, 3]
+    generator, results = torch.Generator().manual_seed(0), []
+    # Rows of 32, 24, 20, 10 and 9 bytes.
+    for dtype, dim in (
+        (torch.bfloat16, 16),
+        (torch.float64, 3),
+        (torch.float32, 5),
+        (torch.float16, 5),
+        (torch.int8, 9),
+    ):
+        numbers = (100 * torch.randn(9, 2, 6, dim, generator=generator)).to(dtype)
+        messages = ops.ulysses_pack(numbers.split([4, 1, 1], dim=2), counts, replicas)
+        results += messages
+        if dtype != torch.int8:
+            grads = [torch.randn(len(m), generator=generator).to(dtype) for m in messages]
+            results += ops.ulysses_unpack(grads, 9, 2, [dim] * 3, counts, replicas, "bhsd")
+    return results
+
+
+@pytest.mark.parametrize("call", [norms, halves, kron, compression, ulysses])
 def test_the_schedule_changes_no_bit_of_a_sum(call, monkeypatch):
     use_simt(monkeypatch)
     results = under_each_seed(monkeypatch, call)
@@ -157,6 +178,11 @@ def test_no_kernel_races(family, monkeypatch):
 def test_no_kernel_of_compression_races(monkeypatch):
     use_simt(monkeypatch)
     under_each_seed(monkeypatch, compression, racecheck=True)
+
+
+def test_no_kernel_of_ulysses_races(monkeypatch):
+    use_simt(monkeypatch)
+    under_each_seed(monkeypatch, ulysses, racecheck=True)
 
 
 @pytest.mark.parametrize("k", REDUCING, ids=repr)

@@ -6,6 +6,8 @@ What lies where on the wire is decided here and in ``csrc/ulysses/ulysses_wire.h
 heads is the business of :mod:`largebatch.sequence`.
 """
 
+import operator
+
 import torch
 
 from .. import _C
@@ -17,7 +19,7 @@ LAYOUTS = {"sbhd": (0, 1, 2, 3), "bshd": (1, 0, 2, 3), "bhsd": (1, 2, 0, 3)}
 # What an element is moved as. The kernels add up the first four, and move bytes of the rest, of
 # which DLPack does not know all in every version of torch.
 _REALS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.float64}
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def ulysses_pack(tensors, counts, replicas=None):
@@ -63,8 +65,11 @@ def ulysses_pack(tensors, counts, replicas=None):
     >>> largebatch.ops.ulysses_pack([q, kv], [[[2, 1], [2, 1]]], [1, 2])  # two ranks share one kv
     [tensor([0., 1., 7., 2., 3., 7.])]
     """
-    (tensors,) = as_tensors("ulysses_pack", tensors=tensors)
-    messages, counts = _flat("ulysses_pack", counts)
+    op = "ulysses_pack"
+    (tensors,) = as_tensors(op, tensors=tensors)
+    messages, counts = _flat(op, counts)
+    if not tensors:
+        raise ValueError(f"{op}: tensors is empty, expected one or more.")
     replicas = [1] * len(tensors) if replicas is None else list(replicas)
     return torch.ops.largebatch.ulysses_pack(tensors, messages, counts, replicas)
 
@@ -109,8 +114,11 @@ def ulysses_unpack(messages, tokens, batch, head_dims, counts, replicas=None, la
     >>> q.flatten(), kv.flatten()
     (tensor([0., 1., 2., 3.]), tensor([14.]))
     """
-    (messages,) = as_tensors("ulysses_unpack", messages=messages)
-    _, counts = _flat("ulysses_unpack", counts)
+    op = "ulysses_unpack"
+    (messages,) = as_tensors(op, messages=messages)
+    expected, counts = _flat(op, counts)
+    if len(messages) != expected:
+        raise ValueError(f"{op}: counts: is of {expected} messages, expected {len(messages)}.")
     replicas = [1] * len(head_dims) if replicas is None else list(replicas)
     return torch.ops.largebatch.ulysses_unpack(
         messages, tokens, batch, list(head_dims), counts, replicas, layout
@@ -129,7 +137,7 @@ def _flat(op, counts):
     """Return (messages, [messages, ranks, tensors] as one list)."""
     try:
         rows = [row for message in counts for row in message]
-        flat = [int(count) for row in rows for count in row]
+        flat = [operator.index(count) for row in rows for count in row]
         even = len({len(message) for message in counts}) == 1 == len({len(row) for row in rows})
     except TypeError:
         even = False
@@ -157,6 +165,8 @@ def _moved(tensors):
         x = x.detach()
         if x.dim() > 0 and x.shape[-1] > 1 and x.stride(-1) != 1:
             x = x.contiguous()
+        if x.dtype == torch.complex128:
+            x = torch.view_as_real(x).flatten(-2)
         found.append(x if x.dtype in _REALS else x.view(_BITS[x.element_size()]))
     return found
 
@@ -231,6 +241,9 @@ def _empty_tensors(messages, tokens, batch, head_dims, counts, replicas, layout)
     op = "ulysses_unpack"
     if layout not in LAYOUTS:
         raise ValueError(f"{op}: layout: got {layout!r}, expected one of {', '.join(LAYOUTS)}.")
+    for name, sizes in (("tokens", [tokens]), ("batch", [batch]), ("head_dims", head_dims)):
+        if any(size < 0 for size in sizes):
+            raise ValueError(f"{op}: {name}: got {sizes}, expected 0 or more.")
     order = LAYOUTS[layout]
     tensors = []
     for i, dim in enumerate(head_dims):
@@ -245,6 +258,12 @@ def _empty_tensors(messages, tokens, batch, head_dims, counts, replicas, layout)
 def _ulysses_unpack(messages, *shape):
     tensors = _empty_tensors(messages, *shape)
     *_, counts, replicas, _ = shape
+    for i, x in enumerate(tensors):
+        if replicas[i] > 1 and x.dtype not in _REALS:
+            raise TypeError(
+                f"ulysses_unpack: tensors[{i}] has dtype {x.dtype}, expected float32, float16, "
+                f"bfloat16 or float64, to add up {replicas[i]} copies of each head."
+            )
     _C.ulysses_unpack(_moved(messages), _moved(tensors), counts, replicas)
     return tensors
 

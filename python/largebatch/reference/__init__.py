@@ -7,7 +7,21 @@ dtype of the optimizer state: float64 tensors make it the oracle of the tests, f
 it the ``fused=False`` path of the optimizers. It is meant to be read next to the paper.
 """
 
-from . import adan, agvm, compression, kfac, kron, lamb, lars, lion, mkor, norm, rounding, wire
+from . import (
+    adan,
+    agvm,
+    compression,
+    kfac,
+    kron,
+    lamb,
+    lars,
+    lion,
+    mkor,
+    norm,
+    rounding,
+    ulysses,
+    wire,
+)
 
 __all__ = [
     "adan",
@@ -21,5 +35,6 @@ __all__ = [
     "mkor",
     "norm",
     "rounding",
+    "ulysses",
     "wire",
 ]
