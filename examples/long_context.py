@@ -112,4 +112,5 @@ for step in range(1, options.steps + 1):
         line += "  one process: loss {:.1e} off, parameters {:.1e}".format(*worst.tolist())
     if rank == 0 and (options.check or step % 5 == 0):
         print(line, flush=True)
+dist.barrier()
 dist.destroy_process_group()
