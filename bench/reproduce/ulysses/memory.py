@@ -31,8 +31,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[up]) for up in (1, 2)]  # of shared.py, of measure.py
-
+import common  # leads to shared and measure, too
 import shared
 import torch
 import torch.distributed as dist
@@ -49,6 +48,7 @@ FIXED, PER_RANK = 4096, 1024  # tokens in all, tokens of each rank
 KV_HEADS = (8, 2)  # as many as q heads, and shared by four of them
 REPEATS = 3
 CHUNKS, CHUNKS_RANKS = (1, 2, 4), 2
+C10D = torch.ops._c10d_functional
 
 # ---- What counts ---------------------------------------------------------------------------------
 
@@ -90,9 +90,9 @@ class Wire:
 WIRE = Wire()
 
 
-def peak_bytes(run):
+def peak_bytes(run, repeats=REPEATS):
     """Return by how much resident memory peaks above its level before, while `run` runs."""
-    found = [extra_memory(torch.device("cpu"), run) for _ in range(REPEATS)]
+    found = [extra_memory(torch.device("cpu"), run) for _ in range(repeats)]
     return None if None in found else min(found)
 
 
@@ -102,6 +102,7 @@ def carried_bytes(run, group):
     for work, found in REPEATS * ((lambda: None, idle), (run, busy)):
         dist.barrier(group)
         before = shared.interface_bytes()
+        dist.barrier(group)  # nobody begins before all have looked
         work()
         dist.barrier(group)
         if before is None:
@@ -120,9 +121,8 @@ class Gather(Function):
     def forward(ctx, x, group):
         ctx.group, world = group, dist.get_world_size(group)
         WIRE.count((world - 1) * x.numel(), world * x.numel())
-        whole = x.new_empty(world * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(whole, x.contiguous(), group=group)
-        return whole
+        gather, wait = C10D.all_gather_into_tensor, C10D.wait_tensor
+        return wait(gather(x.contiguous(), world, group.group_name))
 
     @staticmethod
     def backward(ctx, grad):
@@ -135,10 +135,9 @@ class Scatter(Function):
     @staticmethod
     def forward(ctx, x, group):
         ctx.group, world = group, dist.get_world_size(group)
-        part = x.new_empty(len(x) // world, *x.shape[1:])
-        WIRE.count((world - 1) * part.numel(), x.numel())
-        dist.reduce_scatter_tensor(part, x.contiguous(), group=group)
-        return part
+        WIRE.count((world - 1) * (x.numel() // world), x.numel())
+        scatter, wait = C10D.reduce_scatter_tensor, C10D.wait_tensor
+        return wait(scatter(x.contiguous(), "sum", world, group.group_name))
 
     @staticmethod
     def backward(ctx, grad):
@@ -272,7 +271,8 @@ def measure_chunks(group, chunks):
         attend(q, k, v, is_causal=True).backward(grad)
 
     both()
-    return {"head_chunks": chunks, "forward": peak_bytes(forward), "both": peak_bytes(both)}
+    peaks = {name: peak_bytes(run, 8) for name, run in {"forward": forward, "both": both}.items()}
+    return {"head_chunks": chunks, **peaks}
 
 
 def child(rank, folder):
@@ -302,77 +302,76 @@ def child(rank, folder):
 
 def millions(number):
     """Return a number of bytes as text, in MB."""
-    return "?" if number is None else f"{number / 1e6:.2f}"
+    return "-" if number is None else f"{number / 1e6:.2f}"
 
 
 def show(found):
     """Print the tables."""
-    print(f"{'a block, in MB':16}{'kv heads':>9}{'ranks':>6}{'tokens':>8}{'peak':>8}"
-          f"{'sent forward':>14}{'backward':>10}{'buffer':>8}{'all ranks':>11}{'carried':>9}")  # fmt: skip
+    columns = "kv heads", "ranks", "tokens", "peak", "sent", "back", "buffer", "all sent", "carried"
+    print(f"{'MB':10}" + "".join(f"{name:>10}" for name in columns))
     for row in sorted(found["block"], key=lambda row: (row["way"] == "Megatron", -row["kv_heads"])):
-        forward, backward = row["forward"], row["backward"]
-        total = row["ranks"] * (forward["sent"] + backward["sent"])
-        carried = millions(row["carried"]) if row["ranks"] > 1 else "-"
-        print(f"{row['way']:16}{row['kv_heads']:>9}{row['ranks']:>6}{row['tokens']:>8}"
-              f"{millions(row['peak']):>8}{millions(forward['sent']):>14}"
-              f"{millions(backward['sent']):>10}{millions(forward['buffer']):>8}"
-              f"{millions(total):>11}{carried:>9}")  # fmt: skip
-    print(f"\npeak of attention alone, {FIXED} tokens on {CHUNKS_RANKS} ranks, in MB")
+        sent, back = row["forward"]["sent"], row["backward"]["sent"]
+        cells = [row["kv_heads"], row["ranks"], row["tokens"]]
+        megabytes = row["peak"], sent, back, row["forward"]["buffer"], row["ranks"] * (sent + back)
+        cells += [millions(number) for number in (*megabytes, row["carried"])]
+        print(f"{row['way']:10}" + "".join(f"{cell:>10}" for cell in cells))
+    print(f"\nMB, peak of attention alone: {FIXED} tokens on {CHUNKS_RANKS} ranks")
+    print(f"{'head_chunks':>12}{'forward, no gradients':>24}{'forward and backward':>24}")
     for row in found["attention"]:
-        print(f"head_chunks {row['head_chunks']}:  forward without gradients "
-              f"{millions(row['forward'])}, forward and backward {millions(row['both'])}")  # fmt: skip
+        numbers = millions(row["forward"]), millions(row["both"])
+        print(f"{row['head_chunks']:>12}" + "".join(f"{number:>24}" for number in numbers))
 
 
-def draw(rows):
-    """Return the figure."""
+def draw_memory(axes, rows):
+    """Draw peaks against ranks; `rows` by (way, ranks, tokens)."""
+    for way in ("Ulysses", "Megatron"):
+        for style, what, tokens in (
+            ("o-", f"{FIXED} tokens in all", lambda p: FIXED),
+            ("s--", f"{PER_RANK} tokens a rank", lambda p: PER_RANK * p),
+        ):
+            found = [(p, rows.get((way, p, tokens(p)))) for p in RANKS]
+            points = [(p, row["peak"] / 1e6) for p, row in found if row and row["peak"]]
+            label, color = f"{way}, {what}", common.COLORS[way]
+            axes.plot(
+                [p for p, _ in points], [y for _, y in points], style, color=color, label=label
+            )
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("peak memory of a rank, MB")
+    axes.set_xticks(RANKS, RANKS)
+
+
+def draw_bytes(axes, rows, title, tokens):
+    """Draw bytes against ranks, and formulas as dotted lines, also where nothing is measured."""
+    ranks = [2**i for i in range(1, 7)]
+    for name, way, what, label, factor in (
+        ("Megatron", "Megatron", "sent", "Megatron, to other ranks", lambda p: p - 1),
+        ("Ulysses, messages", "Ulysses", "buffer", "Ulysses, messages: $4 N h / P$", lambda p: 1),
+        ("Ulysses", "Ulysses", "sent", "  to others: $4 N h (P - 1) / P^2$", lambda p: (p - 1) / p),
+    ):
+        color, found = common.COLORS[name], RANKS[1:]
+        measured = [rows[way, p, tokens(p)]["forward"][what] / 1e6 for p in found]
+        axes.plot(found, measured, "s" if what == "buffer" else "o", color=color, label=label)
+        formula = [SIZE * 4 * tokens(p) * WIDTH / p * factor(p) / 1e6 for p in ranks]
+        axes.plot(ranks, formula, ":", color=color)
+    axes.set_yscale("log")
+    axes.set_ylabel("MB of a rank, for a layer and direction")
+    axes.set_title(title, fontsize=10)
+    axes.set_xticks(ranks, ranks)
+
+
+def draw(found):
+    """Return the figure, of as many kv heads as q heads."""
+    rows = {(r["way"], r["ranks"], r["tokens"]): r for r in found if r["kv_heads"] == HEADS}
     chart, (memory, fixed, growing) = shared.figure(3, width=13)
-    rows = [row for row in rows if row["kv_heads"] == HEADS]
-
-    def points(way, per_rank, value):
-        own = [
-            row for row in rows if row["way"] == way
-            and row["tokens"] == (PER_RANK * row["ranks"] if per_rank else FIXED)
-        ]  # fmt: skip
-        return [row["ranks"] for row in own], [value(row) / 1e6 for row in own]
-
-    if all(row["peak"] is not None for row in rows):
-        for way, color in (("Ulysses", "#0072b2"), ("Megatron", "#d55e00")):
-            for per_rank, style in ((False, "o-"), (True, "s--")):
-                tokens = f"{PER_RANK} tokens a rank" if per_rank else f"{FIXED} tokens in all"
-                x, y = points(way, per_rank, lambda row: row["peak"])
-                memory.plot(x, y, style, color=color, label=f"{way}, {tokens}")
-    memory.set_ylabel("peak memory of a rank, MB")
-    ranks = [2**i for i in range(1, 7)]  # formulas go on where nothing is measured
-    for axes, per_rank in ((fixed, False), (growing, True)):
-        tokens = [PER_RANK * p if per_rank else FIXED for p in ranks]
-        lines = {
-            ("Megatron", "sent"): ("#d55e00", "o", "Megatron, to other ranks"),
-            ("Ulysses", "buffer"): ("#56b4e9", "s", "Ulysses, messages: $4 N h / P$"),
-            ("Ulysses", "sent"): ("#0072b2", "o", "  to other ranks: $4 N h (P - 1) / P^2$"),
-        }
-        for (way, what), (color, mark, label) in lines.items():
-            x, y = points(way, per_rank, lambda row: row["forward"][what])
-            measured = [(p, v) for p, v in zip(x, y, strict=True) if p > 1]
-            axes.plot(*zip(*measured, strict=True), mark, color=color, label=label)
-            factor = {"Megatron": lambda p: p - 1, "Ulysses": lambda p: (p - 1) / p}[way]
-            if what == "buffer":
-                factor = lambda p: 1  # noqa: E731
-            formula = [
-                SIZE * 4 * n * WIDTH / p * factor(p) / 1e6
-                for n, p in zip(tokens, ranks, strict=True)
-            ]
-            axes.plot(ranks, formula, ":", color=color)
-        axes.set_yscale("log")
-        axes.set_ylabel("bytes of a rank, a layer and direction, MB")
-        title = f"{PER_RANK} tokens a rank" if per_rank else f"{FIXED} tokens in all"
-        axes.set_title(title, fontsize=10)
     for axes in (memory, fixed, growing):
         axes.set_xscale("log", base=2)
         axes.set_xlabel("ranks P")
+    draw_memory(memory, rows)
+    draw_bytes(fixed, rows, f"N = {FIXED} tokens in all", lambda p: FIXED)
+    draw_bytes(growing, rows, f"{PER_RANK} tokens a rank, N = {PER_RANK} P", lambda p: PER_RANK * p)
+    for axes in (memory, fixed, growing):
+        axes.minorticks_off()
         axes.legend(frameon=False, fontsize=8)
-    for axes, ticks in ((memory, RANKS), (fixed, ranks), (growing, ranks)):
-        axes.set_xticks(ticks, [str(p) for p in ticks])
-    memory.set_ylim(bottom=0)
     return chart
 
 
