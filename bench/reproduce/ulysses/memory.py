@@ -12,14 +12,15 @@ Memory is that of one rank: by how much the resident memory of the process peaks
 before (VmHWM of Linux, as in bench/measure.py), with an allocator that returns all large pieces at
 once. So all activations, temporaries and messages are in it, a gradient of one weight at a time
 too (a quarter of a MB at most); weights, where their gradients are added up, and the input are not.
-The least of some repetitions.
+The least of some repetitions. What Megatron gathers is kept here for backward by autograd; Megatron
+itself keeps a rank's share and gathers once more, for less memory and more bytes.
 
 Bytes are those of the messages that pass the one place from which the library sends: those to other
 ranks, and "buffer", with a rank's own block. They have to be what the formulas say, to the byte.
 Those of Megatron are counted where it calls its collectives, each rank's share sent once to each of
-the others. What the interface carries is for all ranks together, both directions, headers and
-acknowledgements included, less that of as many barriers alone; the least of some repetitions, as
-others use it too.
+the others; gloo itself sends twice that in a reduce-scatter. What the interface carries is for all
+ranks together, both directions, headers and acknowledgements included, less that of as many
+barriers alone; the least of some repetitions, as others use it too.
 
     python bench/reproduce/ulysses/memory.py docs/figures/ulysses_memory.png
 """
