@@ -10,6 +10,7 @@ losses are those of one process up to rounding: --check trains it beside, on who
 """
 
 import argparse
+import gc
 import os
 
 import torch
@@ -113,4 +114,8 @@ for step in range(1, options.steps + 1):
     if rank == 0 and (options.check or step % 5 == 0):
         print(line, flush=True)
 dist.barrier()
+# While Python ends, a thread of gloo must not let go of a tensor: threads end with their group, and
+# the group when nobody has it any more.
+del ddp, model, optimizer, attend, plan, loss
+gc.collect()
 dist.destroy_process_group()

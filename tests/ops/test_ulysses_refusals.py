@@ -31,6 +31,21 @@ BAD_PACK = {
     "batch": (dict(tensor=KV[:, 1:]), ValueError, rf"{SECOND} has shape \[3, 1, 2, 5\]"),
     "dtype": (dict(tensor=KV.half()), TypeError, f"{SECOND} has dtype"),
     "dtype of one size": (dict(tensor=KV.int()), TypeError, f"{SECOND} has dtype"),
+    "bits of one size": (
+        dict(tensors=[Q.to(torch.float8_e4m3fn), KV.to(torch.float8_e5m2)]),
+        TypeError,
+        f"{SECOND} has dtype",
+    ),
+    "bits that numbers have": (
+        dict(tensors=[Q.to(torch.complex128), KV.double()]),
+        TypeError,
+        f"{SECOND} has dtype",
+    ),
+    "negative strides": (
+        dict(tensor=np.ones((3, 2, 2, 5), np.float32)[::-1]),
+        ValueError,
+        f"{SECOND} has a negative stride",
+    ),
     "device": (dict(tensor=KV.to("meta")), ValueError, f"{SECOND} is on meta"),
     "counts as a number": (dict(counts=3), ValueError, "counts: got 3"),
     "flat counts": (dict(counts=[3, 1, 1, 3]), ValueError, "counts: got"),
@@ -119,6 +134,11 @@ BAD_UNPACK = {
     ),
     "dtype": (
         dict(messages=[WIRE, WIRE.half()], counts=[*COUNTS] * 2),
+        TypeError,
+        r"messages\[1\] has dtype",
+    ),
+    "bits of one size": (
+        dict(messages=[WIRE.bool(), WIRE.to(torch.uint8)], counts=[*COUNTS] * 2),
         TypeError,
         r"messages\[1\] has dtype",
     ),

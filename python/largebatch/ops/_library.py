@@ -56,6 +56,8 @@ def _share(op, label, array):
         raise TypeError(
             f"{op}: {label} is a {type(array).__name__}, expected a torch, NumPy or CuPy array."
         )
+    if any(stride < 0 for stride in getattr(array, "strides", None) or ()):  # torch would abort
+        raise ValueError(f"{op}: {label} has a negative stride, expected none. Pass a copy.")
     try:
         return torch.from_dlpack(array)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:

@@ -191,8 +191,19 @@ def _check_ranks(op, tensors, messages, counts, replicas):
         )
 
 
+def _check_dtype(op, argument, tensors):
+    """Refuse several dtypes here: the kernel sees bits, and those of two may be alike."""
+    for i, x in enumerate(tensors):
+        if x.dtype != tensors[0].dtype:
+            raise TypeError(
+                f"{op}: {argument}[{i}] has dtype {x.dtype}, expected {tensors[0].dtype} like "
+                f"{argument}[0]."
+            )
+
+
 def _empty_messages(op, tensors, messages, counts, replicas):
     _check_ranks(op, tensors, messages, counts, replicas)
+    _check_dtype(op, "tensors", tensors)
     tokens, batch = tensors[0].shape[:2]
     head_dims = [x.shape[3] for x in tensors]
     return [tensors[0].new_empty(n) for n in _sizes(tokens, batch, head_dims, messages, counts)]
@@ -252,6 +263,7 @@ def _empty_tensors(messages, tokens, batch, head_dims, counts, replicas, layout)
         tensor = messages[0].new_empty([shape[d] for d in order])
         tensors.append(tensor.permute([order.index(d) for d in range(4)]))
     _check_ranks(op, tensors, len(messages), counts, replicas)
+    _check_dtype(op, "messages", messages)
     return tensors
 
 
