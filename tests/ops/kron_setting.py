@@ -81,8 +81,8 @@ def update(factors, vectors, variant="leaky", **options):
     return ops.kron_rank1_update(factors, vectors, variant=variant, **options)
 
 
-def by_formula(m, v, variant, z=None, gamma=GAMMA, leak=LEAK, rho=RHO):
-    """Return what becomes of M, by the table of the paper's forms, in float64."""
+def terms(m, v, variant, z=None, gamma=GAMMA, leak=LEAK, rho=RHO):
+    """Return the two terms of what becomes of M, by the table of the paper's forms, in float64."""
     m, v = m.double().cpu(), v.double().cpu()
     z = leak if variant == "leaky" else z
     if z is not None:
@@ -97,7 +97,12 @@ def by_formula(m, v, variant, z=None, gamma=GAMMA, leak=LEAK, rho=RHO):
         alpha, beta = gamma, (1 - gamma) / (gamma**2 * (1 + gamma * (1 - gamma) * s))
     # u u^T may be beyond the range where its product with beta is not.
     r = beta.abs().sqrt() * u
-    return alpha * m + beta.sign() * torch.outer(r, r)
+    return alpha * m, beta.sign() * torch.outer(r, r)
+
+
+def by_formula(*args, **constants):
+    """Return what becomes of M."""
+    return sum(terms(*args, **constants))
 
 
 def error(actual, expected):
@@ -122,8 +127,13 @@ def copies(tensors):
 def assert_updated(factors, before, vectors, variant, z=None, bounds=ONE, **constants):
     """Check factors against the formulas, and that they are symmetric."""
     for m, old, v in zip(factors, before, vectors, strict=True):
-        expected = by_formula(old, v, variant, z, **constants)
-        assert error(m, expected) <= bounds[m.dtype], (len(m), m.dtype, error(m, expected))
+        first, second = terms(old, v, variant, z, **constants)
+        found = error(m, first + second)
+        if m.dtype == F64 and m.numel() > 0:
+            # No more precise than its larger term: what the difference of both loses, depends on
+            # the factor, and its last bits on the processor that LAPACK has made it on.
+            found *= min(1.0, ((first + second).norm() / first.norm()).item())
+        assert found <= bounds[m.dtype], (len(m), m.dtype, found)
         assert symmetric(m)
 
 
