@@ -76,7 +76,8 @@ void check_counts(const char* op, const Wire& wire, const ArrayList& tensors, si
         fail("counts: got " + std::to_string(wire.counts[at]) + ", expected 0 or more.");
       given += wire.counts[at];
     }
-    if (given != wire.tensors[i].heads * wire.tensors[i].replicas) {
+    const HeadTensor& tensor = wire.tensors[i];
+    if (given % tensor.replicas != 0 || given / tensor.replicas != tensor.heads) {
       fail("counts of " + tensors.label(i) + " add up to " + std::to_string(given) +
            ", expected its " + std::to_string(wire.tensors[i].heads) + " heads times replicas[" +
            std::to_string(i) + "] = " + std::to_string(wire.tensors[i].replicas) + ".");

@@ -64,6 +64,18 @@ def test_past_the_cache(backend, dims, offset, layout):
     assert outputs.intact()
 
 
+def test_past_the_cache_into_rows_that_end_within_a_line(backend):
+    """Addresses and strides are whole lines, and rows are not: what lies between is not written."""
+    cpu_only(backend)
+    tokens = PAST_THE_CACHE // (4 * 24 * 8) + 1
+    wire, room = noise((tokens * 8 * 24,), F32), torch.full((tokens + 1, 1, 8, 32), 7.0)
+    wide = room.flatten()[-room.data_ptr() % LINE // 4 :][: tokens * 8 * 32].view(tokens, 1, 8, 32)
+    assert wide.data_ptr() % LINE == 0
+    _C.ulysses_unpack([wire], [wide[..., :24]], [8], [1])
+    assert same_bits([wide[..., :24]], [wire.view(tokens, 1, 8, 24)])
+    assert (wide[..., 24:] == 7).all()
+
+
 @pytest.mark.parametrize("short", [0, 1])
 def test_from_how_many_bytes_on_makes_no_difference(backend, short):
     cpu_only(backend)

@@ -67,6 +67,17 @@ BAD_PACK = {
     "too few copies": (dict(counts=[[[3, 1], [1, 2]]]), ValueError, rf"counts of {SECOND}"),
     "copies of none": (dict(replicas=[1, 1]), ValueError, rf"counts of {SECOND}"),
     "negative": (dict(counts=[[[5, 1], [-1, 3]]]), ValueError, "counts: got -1"),
+    "replicas as a number": (dict(replicas=2), TypeError, "replicas: got 2, expected a list"),
+    "replicas of halves": (dict(replicas=[1, 1.5]), TypeError, "replicas: got"),
+    "no heads of very many": (
+        dict(
+            tensor=KV[:, :, :1, :1].expand(3, 2, 2**32, 1),
+            replicas=[1, 2**32],
+            counts=[[[3, 0], [1, 0]]],
+        ),
+        ValueError,
+        rf"counts of {SECOND} add up to 0",
+    ),
     "too few replicas": (dict(replicas=[1]), ValueError, "replicas"),
     "too many replicas": (dict(replicas=[1, 2, 1]), ValueError, "replicas"),
     "replicas of 0": (dict(replicas=[1, 0]), ValueError, "replicas"),
@@ -146,6 +157,8 @@ BAD_UNPACK = {
     "negative tokens": (dict(tokens=-3), ValueError, "tokens"),
     "negative batch": (dict(batch=-2), ValueError, "batch"),
     "negative dim": (dict(head_dims=[5, -5]), ValueError, "head_dims"),
+    "tokens of halves": (dict(tokens=1.5), TypeError, r"tokens and batch: got \[1.5, 2\]"),
+    "dims as a number": (dict(head_dims=5), TypeError, "head_dims: got 5, expected a list"),
     "too few dims": (dict(head_dims=[5]), ValueError, "counts|head_dims|replicas"),
     "too many dims": (dict(head_dims=[5, 5, 5]), ValueError, "counts|head_dims|replicas"),
     "no dims": (

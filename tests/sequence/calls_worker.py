@@ -22,28 +22,13 @@ from largebatch.sequence import (
     heads_to_seq,
     qkv_to_heads,
 )
+from tests.ops.ulysses_setting import OTHERS, REALS
 from tests.sequence import setting
 from tests.sequence.calls_refused import disagreements, refusals, warned_of
 from tests.sequence.calls_setting import BATCH, DIM, HEADS, LENGTHS, V_DIM, Setting, equal, plain
 from tests.sequence.counting import Copied, Sent
 
-DTYPES = [
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-    torch.bool,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.uint16,
-    torch.int32,
-    torch.int64,
-    torch.complex64,
-    torch.complex128,
-]
+DTYPES = REALS + OTHERS
 
 
 # ---- What is right -------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def ulysses_pack(tensors, counts, replicas=None):
     messages, counts = _flat(op, counts)
     if not tensors:
         raise ValueError(f"{op}: tensors is empty, expected one or more.")
-    replicas = [1] * len(tensors) if replicas is None else list(replicas)
+    replicas = [1] * len(tensors) if replicas is None else _ints(op, "replicas", replicas)
     return torch.ops.largebatch.ulysses_pack(tensors, messages, counts, replicas)
 
 
@@ -119,9 +119,11 @@ def ulysses_unpack(messages, tokens, batch, head_dims, counts, replicas=None, la
     expected, counts = _flat(op, counts)
     if len(messages) != expected:
         raise ValueError(f"{op}: counts: is of {expected} messages, expected {len(messages)}.")
-    replicas = [1] * len(head_dims) if replicas is None else list(replicas)
+    head_dims = _ints(op, "head_dims", head_dims)
+    replicas = [1] * len(head_dims) if replicas is None else _ints(op, "replicas", replicas)
+    _ints(op, "tokens and batch", [tokens, batch])
     return torch.ops.largebatch.ulysses_unpack(
-        messages, tokens, batch, list(head_dims), counts, replicas, layout
+        messages, tokens, batch, head_dims, counts, replicas, layout
     )
 
 
@@ -131,6 +133,13 @@ def layout_of(x):
     if x.shape[2] > 1 and heads > tokens:
         return "bhsd"
     return "bshd" if x.shape[1] > 1 and batch > tokens else "sbhd"
+
+
+def _ints(op, argument, values):
+    fit = isinstance(values, list | tuple)
+    if not fit or not all(isinstance(value, int | torch.SymInt) for value in values):
+        raise TypeError(f"{op}: {argument}: got {values}, expected a list of ints.")
+    return list(values)
 
 
 def _flat(op, counts):
