@@ -10,14 +10,32 @@ import torch.distributed as dist
 
 from largebatch.reference import ulysses as reference
 from largebatch.sequence import (
+    UlyssesAttention,
     UlyssesPlan,
     position_ids,
+    qkv_to_heads,
     sequence_parallel_loss,
     shard_sequence,
     shift_labels,
     split_lengths,
 )
 from largebatch.sequence.plan import head_plan
+
+
+def test_one_rank_has_its_inputs_back_or_copies_where_they_are_to_be_contiguous(plan):
+    wide = torch.randn(2, 3, 8, 5)
+    given = wide.split([4, 2, 2], dim=2)
+    for x, y in zip(given, qkv_to_heads(*given, plan), strict=True):
+        assert y is x
+    for x, y in zip(given, qkv_to_heads(*given, plan, contiguous=True), strict=True):
+        assert y.is_contiguous()
+        assert torch.equal(x, y)
+
+    def all_contiguous(q, k, v):
+        return torch.tensor([x.is_contiguous() for x in (q, k, v)]).all()
+
+    assert not UlyssesAttention(all_contiguous, plan)(*given)
+    assert UlyssesAttention(all_contiguous, plan, contiguous=True)(*given)
 
 
 @pytest.fixture

@@ -74,6 +74,8 @@ class UlyssesAttention(torch.nn.Module):
             if x.shape[0] != plan.q_heads:
                 refuse(op, f"per_head[{name!r}]", list(x.shape), f"[{plan.q_heads}, ...]")
         if plan.world == 1:
+            if self.contiguous:
+                q, k, v = (x.contiguous() for x in (q, k, v))
             return self.attn_fn(q, k, v, *args, **per_head, **kwargs)
 
         chunks, first = plan.head_chunks, plan.q_slice.start

@@ -76,7 +76,7 @@ def qkv_to_heads(q, k, v, plan, layout="bshd", *, contiguous=False, async_op=Fal
     op = "qkv_to_heads"
     checked(op, plan, lambda: check_qkv(op, q, k, v, plan, layout))
     if plan.world == 1:
-        results = (q, k, v)
+        results = tuple(x.contiguous() if contiguous and x is not None else x for x in (q, k, v))
         return _Done(results) if async_op else results
     pending = Sending(q, k, v, plan, layout, 1, contiguous).start(0)
     return pending if async_op else pending.wait()
