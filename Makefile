@@ -3,7 +3,7 @@
 #
 #   make demo    train a small transformer with LAMB and with AdamW
 #   make test    lint, then the tests; the CUDA kernels run on the CPU (docs/simt.md)
-#   make bench   the benchmarks
+#   make bench   the benchmarks, quickly (docs/performance.md): build/bench.html, build/bench.json
 #   make gpu     tests and benchmarks on this machine's GPU (docs/gpu.md)
 #
 # Each works alone on a fresh clone: it makes .venv, installs the pinned requirements and builds;
@@ -17,7 +17,7 @@ CPP := $(shell find csrc -name '*.[hc]*' -o -name '*.inl')
 SIMT := $(wildcard $(foreach kind,h cpp cu cuh,tests/simt/*/*.$(kind)))
 # Directories too: a file that goes away changes nothing else.
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(CPP) $(shell find csrc python \
-  \( -name '.*' -o -name __pycache__ \) -prune -o \( -type d -o -name '*.py' \) -print)
+  \( -name '.*' -o -name __pycache__ \) -prune -o \( -type d -o -name '*.py' -o -name '*.html' \) -print)
 
 # Two stamps: a build with warnings as errors also serves those who do not ask for it.
 STRICT := .venv/.installed-strict
@@ -26,7 +26,7 @@ INSTALLED := $(if $(filter true,$(CI)),$(STRICT),.venv/.installed)
 # The tests of the simulator itself, without the look back at which kernels have run.
 OF_SIMT := $(filter-out %/test_coverage.py,$(wildcard tests/simt/test_*.py))
 
-.PHONY: demo test test-cpu test-simt bench gpu lint clean
+.PHONY: demo test test-cpu test-simt browser bench gpu lint clean
 ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
 endif
@@ -35,7 +35,7 @@ demo: $(INSTALLED)
 	$(BIN)/largebatch demo $(ARGS)
 
 test: export LARGEBATCH_WERROR = 1
-test: lint $(STRICT)
+test: lint $(STRICT) $(if $(filter true,$(CI)),browser)
 	$(BIN)/python -m tests.simt.build
 ifdef ARGS
 	$(BIN)/pytest -q tests $(ARGS)
@@ -56,8 +56,14 @@ test-simt:
 	  $(foreach path,tests/gpu $(OF_SIMT),--ignore $(path)) >build/simt.log 2>&1; \
 	  passed=$$?; cat build/simt.log; exit $$passed
 
+# One test looks at a page in a browser. Who has none need not have one; CI gets one if it can.
+browser:
+	-@for name in chromium chromium-browser google-chrome; do \
+	  command -v $$name >/dev/null && exit; \
+	done; apt-get -qq update && apt-get -qq install --no-install-recommends chromium >/dev/null
+
 bench: $(INSTALLED)
-	$(BIN)/pytest bench $(ARGS)
+	$(BIN)/largebatch bench --suite bench --json build/bench.json --html build/bench.html $(ARGS)
 
 gpu:
 	$(PYTHON) -m tests.gpu $(ARGS)

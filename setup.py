@@ -14,6 +14,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("LARGEBATCH_CUDA") or "auto"
@@ -72,6 +73,20 @@ def tool(name):
     return (wheel and wheel[0]) or shutil.which(name) or sys.exit(f"{name} is not installed.")
 
 
+class PackBenchmarks(build_py):
+    """Packs bench/ too, as largebatch/_bench: `largebatch bench` runs it from a wheel."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:  # it is found in the clone then
+            return
+        for folder in (ROOT / "bench", ROOT / "bench/ops", ROOT / "bench/optim"):
+            packed = Path(self.build_lib) / "largebatch/_bench" / folder.relative_to(ROOT / "bench")
+            packed.mkdir(parents=True, exist_ok=True)
+            for file in folder.glob("*.py"):
+                self.copy_file(file, packed / file.name)
+
+
 class CMakeBuild(build_ext):
     """Configures, builds and installs with CMake, in a build tree that is kept for next time."""
 
@@ -116,6 +131,6 @@ class CMakeBuild(build_ext):
 SOURCE, NVCC = choose_compiler()
 setup(
     ext_modules=[Extension("largebatch._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": PackBenchmarks},
     setup_requires=[PIP_CUDA] if SOURCE == "pip" else [],
 )

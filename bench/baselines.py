@@ -8,6 +8,7 @@ import sys
 import types
 
 import torch
+from entries import floor, in_its_dtype, peer
 
 
 def timm_optimizer(module, name):
@@ -69,37 +70,89 @@ def _pytorch_optimizer_adan(params):
     return module.Adan(params, lr=1e-3, weight_decay=0.02)
 
 
-def _torch_adamw(params):
-    return torch.optim.AdamW(params, lr=1e-3, fused=True)
+# ---- Kernels of others: on a GPU only ------------------------------------------------------------
+
+
+def _on_gpu(params):
+    if params[0].device.type != "cuda":
+        raise ImportError("its kernels are for GPUs")
+
+
+def _lion_pytorch_triton(params):
+    _on_gpu(params)
+    module = importlib.import_module("lion_pytorch")
+    return module.Lion(params, lr=1e-4, weight_decay=0.1, use_triton=True)
+
+
+def _bitsandbytes(name, **settings):
+    def make(params):
+        _on_gpu(params)
+        return getattr(importlib.import_module("bitsandbytes.optim"), name)(params, **settings)
+
+    return make
+
+
+def _deepspeed(module, name, **settings):
+    def make(params):
+        _on_gpu(params)
+        return getattr(importlib.import_module(f"deepspeed.ops.{module}"), name)(params, **settings)
+
+    return make
+
+
+def _apex_lamb(params):
+    _on_gpu(params)
+    module = importlib.import_module("apex.optimizers")
+    return module.FusedLAMB(params, lr=1e-3, weight_decay=0.01, max_grad_norm=1.0)
+
+
+# ---- Floors: torch's own optimizers take no norms, and keep less state ---------------------------
+
+
+def _torch_adamw(**settings):
+    return lambda params: torch.optim.AdamW(params, lr=1e-3, **settings)
 
 
 def _torch_sgd(params):
     return torch.optim.SGD(params, lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True)
 
 
-# family -> name -> constructor. torch's own are no peers but the floor: they take no norms, and
-# keep less state.
+_ADAMW = {
+    "torch AdamW fused": floor(_torch_adamw(fused=True), in_its_dtype(7)),
+    "torch AdamW foreach": floor(_torch_adamw(foreach=True)),
+}
+_SGD = {"torch SGD fused": floor(_torch_sgd, in_its_dtype(5))}
+
+# family -> name -> entry
 BASELINES = {
     "lamb": {
-        "timm": _timm_lamb,
-        "pytorch_optimizer": _pytorch_optimizer_lamb,
-        "torch AdamW fused": _torch_adamw,
+        "timm": peer(_timm_lamb),
+        "pytorch_optimizer": peer(_pytorch_optimizer_lamb),
+        "apex": peer(_apex_lamb),
+        "DeepSpeed": peer(_deepspeed("lamb", "FusedLamb", lr=1e-3, weight_decay=0.01)),
+        "bitsandbytes": peer(_bitsandbytes("LAMB", lr=1e-3, weight_decay=0.01)),
+        **_ADAMW,
     },
     "lars": {
-        "timm": _timm_lars,
-        "pytorch_optimizer": _pytorch_optimizer_lars,
-        "torch SGD fused": _torch_sgd,
+        "timm": peer(_timm_lars),
+        "pytorch_optimizer": peer(_pytorch_optimizer_lars),
+        "bitsandbytes": peer(_bitsandbytes("LARS", lr=1e-3, momentum=0.9, weight_decay=1e-4)),
+        **_SGD,
     },
     "lion": {
-        "timm": _timm_lion,
-        "lion-pytorch": _lion_pytorch,
-        "lion-pytorch foreach": _lion_pytorch_foreach,
-        "pytorch_optimizer": _pytorch_optimizer_lion,
-        "torch SGD fused": _torch_sgd,
+        "timm": peer(_timm_lion),
+        "lion-pytorch": peer(_lion_pytorch),
+        "lion-pytorch foreach": peer(_lion_pytorch_foreach),
+        "lion-pytorch Triton": peer(_lion_pytorch_triton),
+        "pytorch_optimizer": peer(_pytorch_optimizer_lion),
+        "DeepSpeed": peer(_deepspeed("lion", "FusedLion", lr=1e-4, weight_decay=0.1)),
+        "bitsandbytes": peer(_bitsandbytes("Lion", lr=1e-4, weight_decay=0.1)),
+        "bitsandbytes, int8 momentum": peer(_bitsandbytes("Lion8bit", lr=1e-4, weight_decay=0.1)),
+        **_SGD,
     },
     "adan": {
-        "timm": _timm_adan,
-        "pytorch_optimizer": _pytorch_optimizer_adan,
-        "torch AdamW fused": _torch_adamw,
+        "timm": peer(_timm_adan),
+        "pytorch_optimizer": peer(_pytorch_optimizer_adan),
+        **_ADAMW,
     },
 }

@@ -1,20 +1,60 @@
 # SPDX-FileCopyrightText: 2026 the largebatch authors
 # SPDX-License-Identifier: Apache-2.0
-"""How every benchmark is run, and the table at the end."""
+"""How every benchmark is run: on what, by which of ours, and the row that comes out of it."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from counting import count
 from measure import measure
-from rich.console import Console
-from rich.table import Table
-from shapes import SHAPES, numel
+from shapes import DTYPES, GRID
 
-_ROWS = pytest.StashKey[list]()
+import largebatch
+from largebatch.cli.bench import results, tables
+
+OURS = "largebatch"
+_RESULTS = pytest.StashKey[results.Results]()
 
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.addoption("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.addoption("--grid", choices=("quick", "full"), default="quick")
+    parser.addoption("--results", type=Path, help="write rows to this file as they come")
+
+
+def pytest_generate_tests(metafunc):
+    """Give the names of the grid their values, and run ours on every backend in the full one."""
+    kind = torch.device(metafunc.config.getoption("device")).type
+    full = metafunc.config.getoption("grid") == "full"
+    for name, (quick, more) in {**GRID[kind], "dtype": DTYPES}.items():
+        if name in metafunc.fixturenames:
+            values = quick + more if full else quick
+            metafunc.parametrize(name, values, ids=[getattr(v, "name", v) for v in values])
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", _backends(kind) if full else _backends(kind)[:1])
+
+
+def _backends(kind):
+    if kind == "cuda":
+        return ["cuda"]
+    best = largebatch._C.cpu_isa()
+    return [f"cpu-{best}", *(f"cpu-{isa}" for isa in largebatch._C.cpu_isas() if isa != best)]
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what would be measured twice: only ours differs by backend, and that in fp32."""
+    best = _backends(torch.device(config.getoption("device")).type)[0]
+
+    def wanted(item):
+        given = getattr(item, "callspec", None)
+        if given is None or given.params.get("backend", best) == best:
+            return True
+        return given.params["implementation"] == OURS and given.params.get("dtype") != "bfloat16"
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = filter(wanted, items)
 
 
 @pytest.fixture
@@ -24,93 +64,142 @@ def device(request):
 
 
 @pytest.fixture
-def bench_model(benchmark, device, request):
-    """Time a call over the tensors of a model; note bytes and memory."""
-
-    def run(family, implementation, shapes, prepare, bytes_per_param=None, models=SHAPES):
-        torch.manual_seed(0)
-        tensors = [0.02 * torch.randn(shape, device=device) for shape in models[shapes]]
-        elements = numel(models[shapes])
-        try:
-            work = prepare(tensors)
-        except ImportError as error:
-            pytest.skip(str(error))
-        benchmark.group = f"{family} {shapes}"
-        if benchmark.disabled:  # then all that is asked is whether it runs
-            benchmark.pedantic(work)
-            return
-        times = measure(benchmark, device, work)
-        row = {
-            "family": family,
-            "shapes": shapes,
-            "tensors": len(tensors),
-            "implementation": implementation,
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            **times,
-        }
-        extra = row.pop("extra_memory")
-        row["extra_memory_percent"] = None if extra is None else 100 * extra / (4 * elements)
-        if bytes_per_param is not None:
-            row["bytes_per_param"] = bytes_per_param
-            row["bytes"] = bytes_per_param * elements
-            row["GBps"] = row["bytes"] / row["median_ms"] / 1e6
-            row["percent_of_copy"] = 100 * row["GBps"] / row["copy_GBps"]
-        benchmark.extra_info.update(row)
-        request.config.stash.setdefault(_ROWS, []).append(row)
-
-    return run
+def on_backend(backend, device):
+    """Let ours run by this backend."""
+    before = largebatch._C.cpu_isa()
+    if device.type == "cpu":
+        largebatch._C.set_cpu_isa(backend.removeprefix("cpu-"))
+    yield backend
+    largebatch._C.set_cpu_isa(before)
 
 
 @pytest.fixture
-def bench_optimizer(bench_model):
-    """Time the steps of an optimizer over a model's shapes."""
+def bench_op(request, benchmark, device, on_backend):
+    """Time one entry of a family on the tensors of a case, and ours beside it."""
+    grid = request.config.getoption("grid")
 
-    def run(family, implementation, shapes, make, bytes_per_param=None):
-        def prepare(tensors):
-            params = [torch.nn.Parameter(tensor) for tensor in tensors]
-            for p in params:
-                p.grad = 1e-3 * torch.randn_like(p)
-            return make(params).step
+    def prepare(entry, case):
+        torch.manual_seed(0)
+        return entry.make([0.02 * torch.randn(shape, device=device) for shape in case.shapes])
 
-        bench_model(family, implementation, shapes, prepare, bytes_per_param)
+    def run(operation, case, family, implementation, dtype="float32", prepare=prepare):
+        entry = family[implementation]
+        try:
+            work = prepare(entry, case)
+        except ImportError as error:
+            pytest.skip(str(error))
+        benchmark.group = f"{request.node.path.stem} {operation} {case.name} {dtype}"
+        if benchmark.disabled:  # then all that is asked is whether it runs
+            benchmark.pedantic(work)
+            return
+        work()  # state and plans are made: what is left is what every call takes
+        launches, by_arguments = count(device, work)
+        compared = implementation != OURS and OURS in family
+        base = prepare(family[OURS], case) if compared else None
+        if base is not None:
+            base()
+        found = measure(benchmark, device, work, base, grid)
+        nbytes = entry.bytes(getattr(torch, dtype)) if callable(entry.bytes) else entry.bytes
+        stated = nbytes is not None
+        if stated:
+            nbytes *= case.numel
+        elif entry.role != "ours":  # what our extension moves is no argument of torch's
+            nbytes = by_arguments
+        meanwhile = found.pop("copied_meanwhile")
+        itself = implementation == OURS
+        row = {
+            "family": request.node.path.stem.removeprefix("bench_"),
+            "operation": operation,
+            "case": case.name,
+            "dtype": dtype,
+            "implementation": implementation,
+            "role": entry.role,
+            "backend": on_backend if entry.role == "ours" else None,
+            "device": results.device_name(device),
+            "threads": torch.get_num_threads(),
+            "tensors": len(case.shapes),
+            "elements": case.numel,
+            **{f"times_ours{part}": 1.0 if itself else None for part in ("", "_q1", "_q3")},
+            **found,
+            "bytes": nbytes,
+            "bytes_from": "formula" if stated else nbytes and "arguments",
+            "GBps": nbytes and nbytes / found["median_ms"] / 1e6,
+            "percent_of_copy": nbytes and 100 * nbytes / meanwhile,
+            "launches": launches,
+        }
+        benchmark.extra_info.update(row)
+        request.node.user_properties.append(("row", row))
 
     return run
 
 
+def normal(shapes, device, dtype):
+    """Return tensors of normal numbers. There are a million different ones: more take too long."""
+    numbers = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    made = []
+    for shape in shapes:
+        tensor = torch.empty(shape, device=device, dtype=dtype)
+        for part in tensor.view(-1).split(len(numbers)):
+            part.copy_(numbers[: len(part)])
+        made.append(tensor)
+    return made
+
+
+@pytest.fixture
+def bench_optimizer(bench_op, device):
+    """Time the steps of an optimizer over a model's parameters, and those of ours beside it."""
+
+    def run(model, dtype, family, implementation):
+        def prepare(entry, case):
+            weights, grads = (normal(case.shapes, device, getattr(torch, dtype)) for _ in range(2))
+            params = [torch.nn.Parameter(weight.mul_(0.02)) for weight in weights]
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = grad.mul_(1e-3)
+            return entry.make(params).step
+
+        bench_op("step", model, family, implementation, dtype, prepare)
+
+    return run
+
+
+# ---- Results -------------------------------------------------------------------------------------
+
+
+def _results(config):
+    if _RESULTS not in config.stash:
+        device = torch.device(config.getoption("device"))
+        config.stash[_RESULTS] = results.Results(
+            machine=results.describe(device, config.getoption("threads"), config.rootpath),
+            settings={"grid": config.getoption("grid"), "select": config.getoption("keyword")},
+        )
+    return config.stash[_RESULTS]
+
+
 def pytest_configure(config):
-    config.option.benchmark_quiet = True  # the table below says it in a form one can read
+    config.option.benchmark_quiet = True  # the tables below say it in a form one can read
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Keep the row, or why there is none."""
+    report = yield
+    found, path = _results(item.config), item.config.getoption("results")
+    found.add(report)
+    if path is not None and report.when == "teardown":
+        found.save(path)
+    return report
+
+
+def pytest_sessionfinish(session, exitstatus):
+    found, path = session.config.stash.get(_RESULTS, None), session.config.getoption("results")
+    if found is not None:
+        found.finished = exitstatus in (0, 1)
+        if path is not None:
+            found.save(path)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(config):
-    rows = config.stash.get(_ROWS, [])
-    if not rows:
-        return
-    on_gpu = rows[0]["device"] != "cpu"
-    digits = 4 if on_gpu else 2  # of milliseconds
-    where = " on the GPU, L2 cold; wall: from the call until the GPU is idle" if on_gpu else ""
-    table = Table(title=f"medians{where}; ratios to ours, and to a copy measured just before each")
-    numbers = ("ms", "wall ms", "times ours", "B/param", "GB/s", "% of copy", "extra")
-    for name in ("model", "call", *(n for n in numbers if on_gpu or n != "wall ms")):
-        table.add_column(name, justify="right" if name in numbers else "left")
-    ours = {
-        (row["family"], row["shapes"]): row["median_ms"]
-        for row in rows
-        if row["implementation"] == "largebatch"
-    }
-    for row in rows:
-        base = ours.get((row["family"], row["shapes"]))
-        extra = row["extra_memory_percent"]
-        table.add_row(
-            f"{row['shapes']} ({row['tensors']})",
-            f"{row['family']}: {row['implementation']}",
-            f"{row['median_ms']:.{digits}f}",
-            *([f"{row['wall_ms']:.{digits}f}"] if on_gpu else []),
-            f"{row['median_ms'] / base:.2f}" if base else "",
-            str(row.get("bytes_per_param", "")),
-            f"{row['GBps']:.1f}" if "GBps" in row else "",
-            f"{row['percent_of_copy']:.0f}" if "GBps" in row else "",
-            "" if extra is None else f"{extra:.1f} %",
-        )
-    Console(width=110).print(table)
+    found = config.stash.get(_RESULTS, None)
+    if found is not None and found.rows:
+        tables.show(found)

@@ -1,55 +1,90 @@
 # SPDX-FileCopyrightText: 2026 the largebatch authors
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks measure beside wall time: time on the GPU, copy bandwidth, and memory."""
+"""What benchmarks measure: time, and beside each time that of a copy and of our own call.
+
+A machine that others use too is faster in one second than in the next. So nothing is compared with
+what was measured at another time: before each round the copy is timed, and ours where a rival is,
+and what is reported are medians over rounds of the ratios within each.
+"""
 
 import gc
 import math
 import re
 import statistics
 import time
+from functools import cache
 from pathlib import Path
 
 import torch
 
-# Time for each implementation, but at least 5 calls and at most 50. On a GPU it is spent twice.
-SECONDS = {"cpu": 3, "cuda": 1}
+# Time for each implementation, and the fewest and most rounds.
+SECONDS = {"quick": {"cpu": 0.4, "cuda": 0.1}, "full": {"cpu": 3, "cuda": 1}}
+ROUNDS = {"quick": (3, 50), "full": (7, 50)}
+COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}  # no cache of the machines in question holds it
 FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU in question
 MOST_FLUSHES = 100  # about 10 ms, and far from the number of launches that a GPU queues
 
 
-def measure(benchmark, device, work):
-    """Return times of a call, the copy bandwidth just before them, and the memory it takes.
+def measure(benchmark, device, work, base=None, grid="quick"):
+    """Return the times of a call, of a copy and of `base`, a call to compare with, beside it.
 
-    median_ms and min_ms are time on the GPU where there is one. wall_ms is the time from the call
-    until the GPU is idle again: launches and waiting are in it. Both find the L2 cold.
+    Both have been called before: what they make once and keep is there.
+
+    median_ms, its quartiles and min_ms are time on the GPU where there is one; wall_ms is the time
+    from the call until the GPU is idle again: launches and waiting are in it. No call finds what it
+    reads in a GPU's L2, or in the caches next to a CPU's core: the copy was there before.
     """
+    extra, seconds = extra_memory(device, work)
+    fewest, most = ROUNDS[grid]
+    rounds = round(min(max(SECONDS[grid][device.type] / seconds, fewest), most))
+    gc.collect()
+    warm_up(device)
+    copy = copy_of(device)
+    beside = {"copy": clock(device, copy)}
+    if base is not None:
+        beside["base"] = clock(device, base)
+    if device.type == "cuda":
+        beside["work"] = clock(device, work)
+    flush = Flush(device)
+    seen = []
+
+    def before():
+        seen.append({name: seconds_of() for name, seconds_of in beside.items()})
+        flush()
+        synchronize(device)
 
     def call():
         work()
         synchronize(device)
 
-    def cool():
-        flush()
-        synchronize(device)
-
-    call()
-    (seconds,) = wall_seconds(device, call, 1)
-    rounds = round(min(max(SECONDS[device.type] / seconds, 5), 50))
-    gc.collect()
-    extra = extra_memory(device, call)
-    warm_up(device)
-    copy = copy_bandwidth(device)
-    flush = Flush(device)
-    benchmark.pedantic(call, setup=cool, rounds=rounds, warmup_rounds=3, iterations=1)
+    benchmark.pedantic(call, setup=before, rounds=rounds, warmup_rounds=int(seconds < 0.1))
     wall = benchmark.stats.stats.data
-    times = gpu_seconds(device, work, rounds) if device.type == "cuda" else wall
-    return {
-        "median_ms": 1e3 * statistics.median(times),
+    seen = seen[-rounds:]
+    times = [beside["work"] for beside in seen] if device.type == "cuda" else wall
+    q1, median, q3 = quartiles(times)
+    found = {
+        "rounds": rounds,
+        "median_ms": 1e3 * median,
+        "q1_ms": 1e3 * q1,
+        "q3_ms": 1e3 * q3,
         "min_ms": 1e3 * min(times),
         "wall_ms": 1e3 * statistics.median(wall),
-        "copy_GBps": copy / 1e9,
         "extra_memory": extra,
-    }
+        "copy_GBps": 2 * copy.nbytes / statistics.median(s["copy"] for s in seen) / 1e9,
+        # Bytes of a copy that take as long, as a median over rounds.
+        "copied_meanwhile": 2 * copy.nbytes * statistics.median(
+            t / s["copy"] for t, s in zip(times, seen, strict=True)
+        ),
+    }  # fmt: skip
+    if base is not None:
+        q1, median, q3 = quartiles([t / s["base"] for t, s in zip(times, seen, strict=True)])
+        found |= {"times_ours": median, "times_ours_q1": q1, "times_ours_q3": q3}
+    return found
+
+
+def quartiles(values):
+    """Return the first quartile, the median and the third."""
+    return statistics.quantiles(values, n=4, method="inclusive")
 
 
 def synchronize(device):
@@ -57,21 +92,23 @@ def synchronize(device):
         torch.cuda.synchronize(device)
 
 
-def copy_bandwidth(device, rounds=9):
-    """Return the bytes per second, read and written, of a torch copy: the median.
+@cache
+def copy_of(device):
+    """Return the copy of a device: its memory is kept, as making it takes longer than copying."""
+    return Copy(device)
 
-    Of 128 MiB on a CPU and 1 GiB on a GPU, which no cache of the machines in question holds.
-    """
-    nbytes = (1024 if device.type == "cuda" else 128) << 20
-    source = torch.arange(nbytes // 4, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
 
-    def copy():
-        target.copy_(source)
+class Copy:
+    """A copy by torch, of bytes that no cache holds."""
 
-    copy()
-    seconds = gpu_seconds if device.type == "cuda" else wall_seconds
-    return 2 * nbytes / statistics.median(seconds(device, copy, rounds))
+    def __init__(self, device):
+        self.nbytes = COPY_BYTES[device.type]
+        self.source = torch.arange(self.nbytes // 4, dtype=torch.float32, device=device)
+        self.target = torch.empty_like(self.source)
+        self()
+
+    def __call__(self):
+        self.target.copy_(self.source)
 
 
 def wall_seconds(device, call, rounds):
@@ -80,28 +117,21 @@ def wall_seconds(device, call, rounds):
     for _ in range(rounds):
         start = time.perf_counter()
         call()
+        synchronize(device)
         times.append(time.perf_counter() - start)
     return times
 
 
-class Flush:
-    """Empties a GPU's L2 by writing to more memory than it holds; on a CPU it does nothing."""
+def clock(device, call):
+    """Return a function that makes the call and says how many seconds it took.
 
-    def __init__(self, device):
-        nbytes = FLUSH_BYTES if device.type == "cuda" else 0
-        self.scratch = torch.empty(nbytes, dtype=torch.uint8, device=device)
-
-    def __call__(self):
-        self.scratch.zero_()  # queued, not waited for
-
-
-def gpu_seconds(device, call, rounds):
-    """Return how long a call keeps the GPU busy, each time it is made: by events, the L2 cold.
-
-    Before each call the GPU is given flushes enough to last until the host has launched all of it,
-    so that between the events it waits for no launch, up to MOST_FLUSHES. A pair of events around
-    nothing is a few microseconds, which are in the result.
+    On a GPU those that it kept the GPU busy, by events, the L2 cold. Before each call the GPU is
+    given flushes enough to last until the host has launched all of it, so that between the events
+    it waits for no launch, up to MOST_FLUSHES. A pair of events around nothing is a few
+    microseconds, which are in the result.
     """
+    if device.type != "cuda":
+        return lambda: wall_seconds(device, call, 1)[0]
     flush = Flush(device)
     flush()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -115,15 +145,29 @@ def gpu_seconds(device, call, rounds):
 
     one_flush = between(flush)
     synchronize(device)
-    (launching,) = wall_seconds(device, call, 1)
+    began = time.perf_counter()
+    call()
+    launching = time.perf_counter() - began
     synchronize(device)
     flushes = min(1 + math.ceil(launching / one_flush), MOST_FLUSHES)
-    times = []
-    for _ in range(rounds):
+
+    def timed():
         for _ in range(flushes):
             flush()
-        times.append(between(call))
-    return times
+        return between(call)
+
+    return timed
+
+
+class Flush:
+    """Empties a GPU's L2 by writing to more memory than it holds; on a CPU it does nothing."""
+
+    def __init__(self, device):
+        nbytes = FLUSH_BYTES if device.type == "cuda" else 0
+        self.scratch = torch.empty(nbytes, dtype=torch.uint8, device=device)
+
+    def __call__(self):
+        self.scratch.zero_()  # queued, not waited for
 
 
 def warm_up(device, seconds=0.2):
@@ -136,28 +180,24 @@ def warm_up(device, seconds=0.2):
 
 
 def extra_memory(device, run):
-    """Return by how many bytes memory in use peaks above its level before, while `run` runs.
+    """Return by how many bytes memory in use peaks above its level before, and the seconds it took.
 
-    None where the system cannot tell.
+    None for the bytes where the system cannot tell.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        run()
-        synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        (seconds,) = wall_seconds(device, run, 1)
+        return torch.cuda.max_memory_allocated(device) - before, seconds
     status = Path("/proc/self/status")
-    reset_peak = Path("/proc/self/clear_refs")
-    if not status.exists():
-        return None
 
     def kilobytes(field):
         return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text()).group(1))
 
     try:
-        reset_peak.write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is the level of now
+        before = kilobytes("VmRSS")
     except OSError:
-        return None
-    before = kilobytes("VmRSS")
-    run()
-    return max(0, kilobytes("VmHWM") - before) * 1024
+        before = None
+    (seconds,) = wall_seconds(device, run, 1)
+    return None if before is None else max(0, kilobytes("VmHWM") - before) * 1024, seconds

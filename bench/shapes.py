@@ -1,17 +1,43 @@
 # SPDX-FileCopyrightText: 2026 the largebatch authors
 # SPDX-License-Identifier: Apache-2.0
-"""Parameter shapes of the models that benchmarks run on."""
+"""What benchmarks run on: the shapes of models, factors, buckets and attention heads.
+
+Each list is there in two sizes, for a CPU and for a GPU, and each has a quick part that stands for
+the whole. A benchmark asks for one by its name: `model`, `factors`, `layers`, `vector`, `heads`.
+"""
 
 from math import prod
+from typing import NamedTuple
 
 
-def _encoder(hidden, layers, feed_forward, vocabulary, positions=512, segments=2):
+class Case(NamedTuple):
+    """Tensors to run on."""
+
+    name: str
+    shapes: list
+
+    @property
+    def numel(self):
+        """The number of elements."""
+        return sum(prod(shape) for shape in self.shapes)
+
+
+# ---- Models --------------------------------------------------------------------------------------
+
+
+def _bert(hidden, layers, feed_forward, vocabulary, positions=512, segments=2):
     shapes = [(vocabulary, hidden), (positions, hidden), (segments, hidden), (hidden,), (hidden,)]
     for _ in range(layers):
         shapes += [(hidden, hidden), (hidden,)] * 4 + [(hidden,)] * 2
         shapes += [(feed_forward, hidden), (feed_forward,), (hidden, feed_forward), (hidden,)]
         shapes += [(hidden,)] * 2
     return shapes
+
+
+def _bert_heads(hidden, vocabulary):
+    """The pooler and both heads of pre-training; the decoder's weight is the embedding's."""
+    dense = [(hidden, hidden), (hidden,)]
+    return [*dense, *dense, (hidden,), (hidden,), (vocabulary,), (2, hidden), (2,)]
 
 
 def _resnet50():
@@ -27,11 +53,36 @@ def _resnet50():
     return [*shapes, (1000, 2048), (1000,)]
 
 
-SHAPES = {
-    "bert-35m": _encoder(hidden=576, layers=4, feed_forward=2304, vocabulary=32768),
-    "resnet50": _resnet50(),
-    "tiny-5000": [(1 + 7 * i % 100,) for i in range(5000)],
-}
+def _vit(hidden, layers, patch=16, patches=196, classes=1000):
+    shapes = [(1, 1, hidden), (1, patches + 1, hidden), (hidden, 3, patch, patch), (hidden,)]
+    for _ in range(layers):
+        shapes += [(hidden,), (hidden,), (3 * hidden, hidden), (3 * hidden,)]
+        shapes += [(hidden, hidden), (hidden,), (hidden,), (hidden,)]
+        shapes += [(4 * hidden, hidden), (4 * hidden,), (hidden, 4 * hidden), (hidden,)]
+    return [*shapes, (hidden,), (hidden,), (classes, hidden), (classes,)]
+
+
+def _decoder(hidden, layers, feed_forward, kv_width, vocabulary=128256):
+    """A decoder with grouped kv heads, gated feed-forward and one embedding for both ends."""
+    layer = [(hidden, hidden), (kv_width, hidden), (kv_width, hidden), (hidden, hidden)]
+    layer += [(feed_forward, hidden), (feed_forward, hidden), (hidden, feed_forward)]
+    return [(vocabulary, hidden), *[*layer, (hidden,), (hidden,)] * layers, (hidden,)]
+
+
+_TINY = Case("tiny-5000", [(1 + 7 * i % 100,) for i in range(5000)])
+_RESNET50 = Case("resnet50", _resnet50())
+_BERT_35M = Case("bert-35m", _bert(hidden=576, layers=4, feed_forward=2304, vocabulary=32768))
+_BERT_LARGE = Case(
+    "bert-large",
+    _bert(hidden=1024, layers=24, feed_forward=4096, vocabulary=30522) + _bert_heads(1024, 30522),
+)
+_VIT_S = Case("vit-s", _vit(hidden=384, layers=12))
+_VIT_L = Case("vit-l", _vit(hidden=1024, layers=24))
+_DECODER_39M = Case("decoder-39m", _decoder(256, layers=8, feed_forward=1024, kv_width=64))
+_DECODER_1B = Case("decoder-1b", _decoder(2048, layers=16, feed_forward=8192, kv_width=512))
+
+
+# ---- Kronecker factors ---------------------------------------------------------------------------
 
 
 def _factors(hidden, layers, feed_forward):
@@ -40,21 +91,56 @@ def _factors(hidden, layers, feed_forward):
     return [(order, order) for order in layer * layers]
 
 
-# Kronecker factors: one that a cache holds, one that none does, and those of a model.
-FACTORS = {
-    "d = 1024": [(1024, 1024)],
-    "d = 4096": [(4096, 4096)],
-    "bert-35m": _factors(hidden=576, layers=4, feed_forward=2304),
+def _one(order):
+    return Case(f"d = {order}", [(order, order)])
+
+
+_FACTORS_3M = Case("bert-3m", _factors(hidden=256, layers=4, feed_forward=1024))
+_FACTORS_35M = Case("bert-35m", _factors(hidden=576, layers=4, feed_forward=2304))
+_FACTORS_LARGE = Case("bert-large", _factors(hidden=1024, layers=24, feed_forward=4096))
+
+
+def _linear(hidden, layers, feed_forward):
+    """Weights and biases, in pairs, of the linear layers of an encoder."""
+    sizes = [*[(hidden, hidden)] * 4, (feed_forward, hidden), (hidden, feed_forward)]
+    return [shape for size in sizes * layers for shape in (size, size[:1])]
+
+
+_LINEAR_3M = Case("bert-3m", _linear(hidden=256, layers=4, feed_forward=1024))
+_LINEAR_LARGE = Case("bert-large", _linear(hidden=1024, layers=24, feed_forward=4096))
+
+
+# ---- Buckets and heads ---------------------------------------------------------------------------
+
+
+def _vector(power):
+    """One long tensor, as a bucket is, for operations on gradients that are one vector."""
+    return Case(f"2^{power} elements", [(2**power,)])
+
+
+def _heads(tokens):
+    """The q, k and v of one rank, [B, s, H, D]: of a model of 7B, 32 q heads and 8 kv heads."""
+    name = f"{tokens // 1024}k tokens"
+    return Case(name, [(1, tokens, 32, 128), (1, tokens, 8, 128), (1, tokens, 8, 128)])
+
+
+# ---- The grid ------------------------------------------------------------------------------------
+
+# kind of device -> name -> (the quick part, what the full grid adds)
+GRID = {
+    "cpu": {
+        "model": ([_BERT_35M, _TINY], [_RESNET50, _VIT_S, _DECODER_39M]),
+        "factors": ([_one(1024), _FACTORS_3M], [_one(4096), _FACTORS_35M]),
+        "layers": ([_LINEAR_3M], []),
+        "vector": ([_vector(25)], [_vector(27)]),
+        "heads": ([_heads(16384)], [_heads(4096)]),
+    },
+    "cuda": {
+        "model": ([_BERT_LARGE, _TINY], [_RESNET50, _VIT_L, _DECODER_1B]),
+        "factors": ([_one(4096), _FACTORS_LARGE], [_one(1024)]),
+        "layers": ([_LINEAR_LARGE], []),
+        "vector": ([_vector(27)], [_vector(30)]),
+        "heads": ([_heads(16384)], [_heads(131072)]),
+    },
 }
-
-
-def numel(shapes):
-    """Return the number of elements."""
-    return sum(prod(shape) for shape in shapes)
-
-
-# One long tensor, as a bucket is, for operations on gradients that are one vector.
-FLAT = {"1e8 elements": [(100_000_000,)]}
-
-# q, k and v of one rank, [B, s, H, D]: 16k tokens of a model of 7B, 32 q heads and 8 kv heads.
-HEADS = {"16k tokens": [(1, 16384, 32, 128), (1, 16384, 8, 128), (1, 16384, 8, 128)]}
+DTYPES = (["float32"], ["bfloat16"])

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from shapes import SHAPES
+from entries import ours, peer
 
 import largebatch
 
@@ -60,22 +60,30 @@ def _identities(half, total, _):
     return dots
 
 
-FAMILY = {
-    "largebatch": (_ours, 8),
-    "torch, halves made": (_eager, None),
-    "torch, identities": (_identities, None),
-    "largebatch, preconditioned": (_ours_preconditioned, 12),
-    "torch, preconditioned": (_eager_preconditioned, None),
-}
-
-
-@pytest.mark.parametrize("implementation", FAMILY)
-@pytest.mark.parametrize("shapes", SHAPES)
-def bench_half_dots(bench_model, shapes, implementation):
-    make, nbytes = FAMILY[implementation]
-
+def _with_total(make):
     def prepare(tensors):
         total = [t + torch.randn_like(t) for t in tensors]
         return make(tensors, total, [t * t for t in total])
 
-    bench_model("half_dots", implementation, shapes, prepare, nbytes)
+    return prepare
+
+
+PLAIN = {
+    "largebatch": ours(_with_total(_ours), 8),
+    "torch, halves made": peer(_with_total(_eager)),
+    "torch, identities": peer(_with_total(_identities)),
+}
+PRECONDITIONED = {
+    "largebatch": ours(_with_total(_ours_preconditioned), 12),
+    "torch, halves made": peer(_with_total(_eager_preconditioned)),
+}
+
+
+@pytest.mark.parametrize("implementation", PLAIN)
+def bench_half_dots(bench_op, model, implementation):
+    bench_op("dots", model, PLAIN, implementation)
+
+
+@pytest.mark.parametrize("implementation", PRECONDITIONED)
+def bench_preconditioned(bench_op, model, implementation):
+    bench_op("dots, preconditioned", model, PRECONDITIONED, implementation)

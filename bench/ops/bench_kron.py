@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from shapes import FACTORS
+from entries import floor, ours, peer
 
 import largebatch
 
@@ -61,16 +61,14 @@ def _inverse(tensors):
 
 
 FAMILY = {
-    "largebatch": (_ours, 12),
-    "largebatch, exact": (_exact, 12),
-    "largebatch, fp16": (partial(_ours, dtype=torch.float16), 6),
-    "torch, as released": (_released, None),
-    "torch.linalg.inv": (_inverse, None),
+    "largebatch": ours(_ours, 12),
+    "largebatch, exact": ours(_exact, 12),
+    "largebatch, fp16": ours(partial(_ours, dtype=torch.float16), 6),
+    "torch, as released": peer(_released),
+    "torch.linalg.inv": floor(_inverse),
 }
 
 
 @pytest.mark.parametrize("implementation", FAMILY)
-@pytest.mark.parametrize("factors", FACTORS)
-def bench_kron(bench_model, factors, implementation):
-    make, nbytes = FAMILY[implementation]
-    bench_model("kron_rank1_update", implementation, factors, make, nbytes, models=FACTORS)
+def bench_kron(bench_op, factors, implementation):
+    bench_op("rank-1 update", factors, FAMILY, implementation)

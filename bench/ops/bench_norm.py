@@ -2,22 +2,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Norms of all gradients of a model: 4 bytes read per fp32 element."""
 
+import importlib
 from functools import partial
 
 import pytest
 import torch
-from shapes import SHAPES
+from entries import ours, peer
 
 import largebatch
 
+
+def _ours(tensors):
+    return partial(largebatch.ops.multi_tensor_norm, tensors)
+
+
+def _foreach(tensors):
+    return lambda: torch.stack(torch._foreach_norm(tensors)).norm()
+
+
+def _cupy(tensors):
+    if tensors[0].device.type != "cuda":
+        raise ImportError("CuPy is for GPUs")
+    cupy = importlib.import_module("cupy")
+    arrays = [cupy.from_dlpack(t.flatten()) for t in tensors]
+    return lambda: cupy.sqrt(cupy.stack([cupy.vdot(x, x) for x in arrays]).sum())
+
+
 FAMILY = {
-    "largebatch": largebatch.ops.multi_tensor_norm,
-    "torch foreach": lambda tensors: torch.stack(torch._foreach_norm(tensors)).norm(),
+    "largebatch": ours(_ours, 4),
+    "torch foreach": peer(_foreach, 4),
+    "CuPy": peer(_cupy, 4),
 }
 
 
 @pytest.mark.parametrize("implementation", FAMILY)
-@pytest.mark.parametrize("shapes", SHAPES)
-def bench_norm(bench_model, shapes, implementation):
-    norm = FAMILY[implementation]
-    bench_model("norm", implementation, shapes, lambda tensors: partial(norm, tensors), 4)
+def bench_norm(bench_op, model, implementation):
+    bench_op("norm", model, FAMILY, implementation)

@@ -18,7 +18,7 @@ from functools import partial
 
 import pytest
 import torch
-from shapes import HEADS
+from entries import floor, ours, peer
 
 import largebatch
 from largebatch import ops
@@ -94,20 +94,26 @@ def _permutation_new(tensors):
 
 
 TO_HEADS = {
-    "largebatch": (_pack, 4),
-    "torch, a copy": (_copy, 4),
-    "torch, chunks": (_chunks, None),
-    "torch, permutation": (_permutation, None),
-    "largebatch, new memory": (_pack_new, 4),
-    "torch, a copy, new memory": (_copy_new, 4),
-    "torch, permutation, new memory": (_permutation_new, None),
+    "largebatch": ours(_pack, 4),
+    "torch, chunks": peer(_chunks),
+    "torch, permutation": peer(_permutation),
+    "torch, a copy": floor(_copy, 4),
+}
+TO_HEADS_NEW = {
+    "largebatch": ours(_pack_new, 4),
+    "torch, permutation": peer(_permutation_new),
+    "torch, a copy": floor(_copy_new, 4),
 }
 
 
 @pytest.mark.parametrize("implementation", TO_HEADS)
-def bench_seq_to_heads(bench_model, implementation):
-    make, nbytes = TO_HEADS[implementation]
-    bench_model("q, k, v to heads", implementation, "16k tokens", make, nbytes, models=HEADS)
+def bench_seq_to_heads(bench_op, heads, implementation):
+    bench_op("q, k, v to heads", heads, TO_HEADS, implementation, "bfloat16")
+
+
+@pytest.mark.parametrize("implementation", TO_HEADS_NEW)
+def bench_seq_to_heads_new(bench_op, heads, implementation):
+    bench_op("q, k, v to heads, new memory", heads, TO_HEADS_NEW, implementation, "bfloat16")
 
 
 def _unpack(replicas, tensors):
@@ -130,14 +136,15 @@ def _added(tensors):
     return chain
 
 
-TO_TOKENS = {
-    "largebatch": (partial(_unpack, 1), 4),
-    "largebatch, 4 copies added": (partial(_unpack, 4), None),
-    "torch, 4 copies added": (_added, None),
-}
+TO_TOKENS = {"largebatch": ours(partial(_unpack, 1), 4)}
+ADDED = {"largebatch": ours(partial(_unpack, 4)), "torch": peer(_added)}
 
 
 @pytest.mark.parametrize("implementation", TO_TOKENS)
-def bench_heads_to_seq(bench_model, implementation):
-    make, nbytes = TO_TOKENS[implementation]
-    bench_model("gradients to tokens", implementation, "16k tokens", make, nbytes, models=HEADS)
+def bench_heads_to_seq(bench_op, heads, implementation):
+    bench_op("gradients to tokens", heads, TO_TOKENS, implementation, "bfloat16")
+
+
+@pytest.mark.parametrize("implementation", ADDED)
+def bench_added(bench_op, heads, implementation):
+    bench_op("gradients, 4 copies added", heads, ADDED, implementation, "bfloat16")

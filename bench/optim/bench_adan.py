@@ -7,28 +7,25 @@ gradient read: 44, and 48 with clipping by the global norm. 28 for torch's fused
 two averages.
 """
 
+from functools import partial
+
 import pytest
 from baselines import BASELINES
-from shapes import SHAPES
+from entries import moves, ours
 
 import largebatch
 
+_ours = partial(largebatch.optim.Adan, lr=1e-3, weight_decay=0.02)
 
-def _ours(params):
-    return largebatch.optim.Adan(params, lr=1e-3, weight_decay=0.02)
-
-
-def _clipping(params):
-    return largebatch.optim.Adan(params, lr=1e-3, weight_decay=0.02, max_grad_norm=1.0)
-
-
-FAMILY = {"largebatch": _ours, "largebatch, clipping": _clipping, **BASELINES["adan"]}
-BYTES = {"largebatch": 44, "largebatch, clipping": 48, "torch AdamW fused": 28}
+FAMILY = {
+    "largebatch": ours(_ours, moves(weights=2, grads=1, states=8)),
+    "largebatch, clipping": ours(
+        partial(_ours, max_grad_norm=1.0), moves(weights=2, grads=2, states=8)
+    ),
+    **BASELINES["adan"],
+}
 
 
 @pytest.mark.parametrize("implementation", FAMILY)
-@pytest.mark.parametrize("shapes", SHAPES)
-def bench_adan(bench_optimizer, shapes, implementation):
-    bench_optimizer(
-        "adan", implementation, shapes, FAMILY[implementation], BYTES.get(implementation)
-    )
+def bench_adan(bench_optimizer, model, dtype, implementation):
+    bench_optimizer(model, dtype, FAMILY, implementation)

@@ -8,17 +8,16 @@ which has neither norm nor ratio.
 
 import pytest
 from baselines import BASELINES
-from shapes import SHAPES
+from entries import moves, ours
 
 import largebatch
 
-FAMILY = {"largebatch": largebatch.optim.LAMB, **BASELINES["lamb"]}
-BYTES = {"largebatch": 44, "torch AdamW fused": 28}
+FAMILY = {
+    "largebatch": ours(largebatch.optim.LAMB, moves(weights=3, grads=2, states=6)),
+    **BASELINES["lamb"],
+}
 
 
 @pytest.mark.parametrize("implementation", FAMILY)
-@pytest.mark.parametrize("shapes", SHAPES)
-def bench_lamb(bench_optimizer, shapes, implementation):
-    bench_optimizer(
-        "lamb", implementation, shapes, FAMILY[implementation], BYTES.get(implementation)
-    )
+def bench_lamb(bench_optimizer, model, dtype, implementation):
+    bench_optimizer(model, dtype, FAMILY, implementation)

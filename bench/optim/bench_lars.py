@@ -8,7 +8,7 @@ norms.
 
 import pytest
 from baselines import BASELINES
-from shapes import SHAPES
+from entries import moves, ours
 
 import largebatch
 
@@ -17,13 +17,12 @@ def _ours(params):
     return largebatch.optim.LARS(params, lr=1e-3, momentum=0.9, weight_decay=1e-4)
 
 
-FAMILY = {"largebatch": _ours, **BASELINES["lars"]}
-BYTES = {"largebatch": 28, "torch SGD fused": 20}
+FAMILY = {
+    "largebatch": ours(_ours, moves(weights=3, grads=2, states=2)),
+    **BASELINES["lars"],
+}
 
 
 @pytest.mark.parametrize("implementation", FAMILY)
-@pytest.mark.parametrize("shapes", SHAPES)
-def bench_lars(bench_optimizer, shapes, implementation):
-    bench_optimizer(
-        "lars", implementation, shapes, FAMILY[implementation], BYTES.get(implementation)
-    )
+def bench_lars(bench_optimizer, model, dtype, implementation):
+    bench_optimizer(model, dtype, FAMILY, implementation)

@@ -8,17 +8,9 @@ each step, and the updates: bench/reproduce/mkor/frequency.py has whole iteratio
 
 import pytest
 import torch
+from entries import floor, ours
 
 from largebatch.optim import LAMB, MKOR
-
-ENCODER = {  # weights and biases, in pairs
-    "bert-3m": [
-        shape
-        for _ in range(4)
-        for rows, columns in [*[(256, 256)] * 4, (1024, 256), (256, 1024)]
-        for shape in ((rows, columns), (rows,))
-    ]
-}
 
 
 def _layers(tensors):
@@ -51,14 +43,13 @@ def _mkor(tensors, **settings):
 
 
 FAMILY = {
-    "largebatch": _mkor,
-    "largebatch, right side only": lambda tensors: _mkor(tensors, sides="R"),
-    "largebatch, updates in torch": lambda tensors: _mkor(tensors, fused=False),
-    "LAMB alone": _backend,
+    "largebatch": ours(_mkor),
+    "largebatch, right side only": ours(lambda tensors: _mkor(tensors, sides="R")),
+    "largebatch, updates in torch": ours(lambda tensors: _mkor(tensors, fused=False)),
+    "LAMB alone": floor(_backend),
 }
 
 
 @pytest.mark.parametrize("implementation", FAMILY)
-@pytest.mark.parametrize("shapes", ENCODER)
-def bench_mkor(bench_model, shapes, implementation):
-    bench_model("mkor", implementation, shapes, FAMILY[implementation], models=ENCODER)
+def bench_mkor(bench_op, layers, implementation):
+    bench_op("ten steps", layers, FAMILY, implementation)

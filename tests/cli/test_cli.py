@@ -197,7 +197,7 @@ def test_demo_refuses_a_folder_as_out(tmp_path):
 )
 def test_demo_refuses_cuda_that_is_not_there(monkeypatch, in_torch, in_largebatch, device, message):
     info = {"cuda": {"available": in_largebatch, "reason": "the reason"}}
-    monkeypatch.setattr("largebatch.cli.demo.build_info", lambda: info)
+    monkeypatch.setattr("largebatch.cli._options.build_info", lambda: info)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: in_torch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(in_torch))
     result = invoke("demo", "--device", device)

@@ -97,39 +97,38 @@ def benches(session):
             session, "benches", "bench", "--device", "cpu", "--benchmark-disable", select="tiny"
         )
         return
-    file = session.folder / "benches.json"
-    yield from pytest_rows(
-        session, "benches", "bench", "--device", "cuda", f"--benchmark-json={file}"
-    )
-    written = file.read_text() if file.exists() else ""  # empty if pytest was stopped too hard
-    benchmarks = json.loads(written)["benchmarks"] if written else []
-    timings = [b["extra_info"] for b in benchmarks if b["extra_info"]]  # none of one that failed
-    if timings:
-        copy = statistics.median(t["copy_GBps"] for t in timings)
+    file = session.folder / "bench.json"
+    yield from pytest_rows(session, "benches", "bench", "--device", "cuda", f"--results={file}")
+    if not file.exists():
+        return
+    found = json.loads(file.read_text())
+    if found["rows"]:
+        session.machine["bench"] = found  # as `largebatch bench --json` writes it, and reads it
+        copy = statistics.median(row["copy_GBps"] for row in found["rows"])
         session.machine["copy_GBps"] = copy
         yield Row("benches", "copy", OK, f"{copy:.4g} GB/s, read and written", {"GBps": copy})
-        yield from bench_rows(timings)
+        yield from bench_rows(found["rows"])
 
 
 def bench_rows(timings):
     """Yield a row for each of our operations and models, with its baselines beside it."""
     groups = {}
     for timing in timings:
-        groups.setdefault((timing["family"], timing["shapes"]), []).append(timing)
-    for (family, shapes), members in groups.items():
-        numbers, texts = {}, []
+        key = tuple(timing[name] for name in ("family", "operation", "case", "dtype"))
+        groups.setdefault(key, []).append(timing)
+    for key, members in groups.items():
+        texts = []
         # Ours first; the others only by their times, for not all move the same bytes.
         for timing in sorted(members, key=lambda t: t["implementation"] != "largebatch"):
             name = timing["implementation"]
-            numbers[name] = {k: v for k, v in timing.items() if k not in ("family", "shapes")}
             text = f"{name} {timing['median_ms']:.3g} ms (wall {timing['wall_ms']:.3g})"
-            if name == "largebatch" and "GBps" in timing:
+            if name == "largebatch" and timing["bytes"]:
                 text += (
                     f", {timing['bytes'] / 1e6:.4g} MB, {timing['GBps']:.4g} GB/s, "
                     f"{timing['percent_of_copy']:.0f} % of copy"
                 )
             texts.append(text)
-        yield Row("benches", f"{family} {shapes}", OK, "; ".join(texts), numbers)
+        yield Row("benches", " ".join(key), OK, "; ".join(texts))
 
 
 STAGES = (

@@ -103,11 +103,14 @@ def test_files_that_have_a_stage_of_their_own_exist():
 def timing(implementation, ms, **over):
     return {
         "family": "norm",
-        "shapes": "resnet50",
+        "operation": "norm",
+        "case": "resnet50",
+        "dtype": "float32",
         "implementation": implementation,
         "median_ms": ms,
         "wall_ms": ms + 0.01,
         "copy_GBps": 4000.0,
+        "bytes": None,
         **over,
     }
 
@@ -117,27 +120,24 @@ OURS = timing("largebatch", 0.05, bytes=102_000_000, GBps=2040.0, percent_of_cop
 
 def test_a_bench_row_has_bytes_bandwidth_and_the_baselines(scripted):
     session = scripted(Finished(0, "", 1.0))
-    benchmarks = [timing("torch foreach", 0.2), OURS, {}]
-    (session.folder / "benches.json").write_text(
-        json.dumps({"benchmarks": [{"extra_info": b} for b in benchmarks]})
-    )
+    found = {"rows": [timing("torch foreach", 0.2), OURS]}
+    (session.folder / "bench.json").write_text(json.dumps(found))
     _, copy, row = stages.benches(session)
     assert copy.text == "4000 GB/s, read and written"
     assert session.machine["copy_GBps"] == 4000.0
-    assert (row.what, row.status) == ("norm resnet50", OK)
+    assert session.machine["bench"] == found
+    assert (row.what, row.status) == ("norm norm resnet50 float32", OK)
     assert row.text == (
         "largebatch 0.05 ms (wall 0.06), 102 MB, 2040 GB/s, 51 % of copy; "
         "torch foreach 0.2 ms (wall 0.21)"
     )
-    assert row.numbers["largebatch"]["bytes"] == 102_000_000
-    assert row.numbers["torch foreach"]["median_ms"] == 0.2
 
 
-@pytest.mark.parametrize("written", [None, "", '{"benchmarks": []}'])
+@pytest.mark.parametrize("written", [None, '{"rows": []}'])
 def test_benches_that_were_stopped(scripted, written):
     session = scripted(Finished(None, "bench_norm[x]", 1.0))
     if written is not None:
-        (session.folder / "benches.json").write_text(written)
+        (session.folder / "bench.json").write_text(written)
     (row,) = stages.benches(session)
     assert row.status == TIMED_OUT
 

@@ -239,7 +239,7 @@ def test_single_steps_agree_with_peers_up_to_signs_that_rounding_decides(backend
     """From the same state, everywhere but where c is a few roundings from 0; there 2 lr at most."""
     data = problem([(300, 70), (65,)], steps=8)
     try:
-        make = baselines.BASELINES["lion"][name]
+        make = baselines.BASELINES["lion"][name].make
         their_params = leaves(data.to().params)
         theirs = make(their_params)
     except ImportError as error:

@@ -139,7 +139,7 @@ def test_a_checkpoint_of_a_peer_goes_on(name, state_dtype):
     data = problem(SHAPES, steps=5)
     their_params = leaves(data.to().params)
     try:
-        theirs = baselines.BASELINES["lion"][name](their_params)
+        theirs = baselines.BASELINES["lion"][name].make(their_params)
     except ImportError as error:
         pytest.skip(str(error))
     run(theirs, their_params, data.grads[:3])

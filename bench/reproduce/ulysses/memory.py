@@ -93,7 +93,7 @@ WIRE = Wire()
 
 def peak_bytes(run, repeats=REPEATS):
     """Return by how much resident memory peaks above its level before, while `run` runs."""
-    found = [extra_memory(torch.device("cpu"), run) for _ in range(repeats)]
+    found = [extra_memory(torch.device("cpu"), run)[0] for _ in range(repeats)]
     return None if None in found else min(found)
 
 

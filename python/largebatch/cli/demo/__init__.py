@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,39 +13,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ... import build_info
+from .._options import Device, check_writable
 from . import data, report, train
 from .model import HEAD_WIDTH
 from .train import RECIPES, Settings
 
 DEFAULT_RATES = ", ".join(f"{name} {recipe.lr:g}" for name, recipe in RECIPES.items())
-
-
-class Device(click.ParamType):
-    """A device that torch and this build of largebatch can both use."""
-
-    name = "DEVICE"
-
-    def convert(self, value, param, ctx):
-        """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a `torch.device`, or fail."""
-        cuda = build_info()["cuda"]
-        if value == "auto":
-            value = "cuda" if cuda["available"] and torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(value)
-        except RuntimeError:
-            device = None
-        if device is None or device.type not in ("cpu", "cuda"):
-            self.fail(f"{value!r} is not one of auto, cpu, cuda, cuda:N.", param, ctx)
-        if device.type == "cuda":
-            if not torch.cuda.is_available():
-                self.fail("PyTorch finds no CUDA device here; use cpu.", param, ctx)
-            if not cuda["available"]:
-                self.fail(f"CUDA is off in largebatch: {cuda['reason']}; use cpu.", param, ctx)
-            if (device.index or 0) >= torch.cuda.device_count():
-                count = torch.cuda.device_count()
-                self.fail(f"{value}: PyTorch finds {count} CUDA device(s).", param, ctx)
-        return device
 
 
 class Rate(click.ParamType):
@@ -78,18 +50,11 @@ def check_width(ctx, param, value):
     return value
 
 
-def check_writable(ctx, param, value):
-    """Refuse a path that could not be written after the training."""
+def check_png(ctx, param, value):
+    """Refuse a path that could not be written after the training, or that is no figure's."""
     if value.suffix.lower() != ".png":
         raise click.BadParameter(f"{value} does not end in .png.")
-    try:
-        if value.exists():
-            value.open("ab").close()
-        else:
-            tempfile.TemporaryFile(dir=value.parent).close()
-    except OSError as error:
-        raise click.BadParameter(f"{value} cannot be written: {error.strerror}.") from error
-    return value
+    return check_writable(ctx, param, value)
 
 
 def whole(minimum: int, maximum: int | None = None) -> click.IntRange:
@@ -160,7 +125,7 @@ def whole(minimum: int, maximum: int | None = None) -> click.IntRange:
     type=click.Path(dir_okay=False, path_type=Path),
     default="largebatch-demo.png",
     show_default=True,
-    callback=check_writable,
+    callback=check_png,
     help="Where to write the figure.",
 )
 def command(
