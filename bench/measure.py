@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 # Time for each implementation, and the fewest and most rounds.
-SECONDS = {"quick": {"cpu": 0.4, "cuda": 0.1}, "full": {"cpu": 3, "cuda": 1}}
-ROUNDS = {"quick": (3, 50), "full": (7, 50)}
+SECONDS = {"quick": {"cpu": 0.25, "cuda": 0.1}, "full": {"cpu": 3, "cuda": 1}}
+ROUNDS = {"quick": (3, 25), "full": (7, 50)}
 COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}  # no cache of the machines in question holds it
 FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU in question
 MOST_FLUSHES = 100  # about 10 ms, and far from the number of launches that a GPU queues

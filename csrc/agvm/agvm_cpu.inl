@@ -20,7 +20,7 @@ void half_dots_tile(const Row& row, const void* grad, const HalfDots& dots, Tile
     [[maybe_unused]] const V* __restrict v = row.role<V>(kHalfSquare);
     if constexpr (!std::is_void_v<V>) v += tile.start;
     const HalvesRule<R> rule(dots);
-    for_lanes(tile.numel, [&](int64_t i, int lane) LB_INLINE {
+    const auto add = [&](int64_t i, int lane) LB_INLINE {
       R a = rule.a(to_real(x[i]), to_real(y[i]));
       R b = rule.b(to_real(x[i]), to_real(y[i]));
       if constexpr (!std::is_void_v<V>) {
@@ -31,6 +31,11 @@ void half_dots_tile(const Row& row, const void* grad, const HalfDots& dots, Tile
       aa.lanes[lane] += double(a) * double(a);
       bb.lanes[lane] += double(b) * double(b);
       ab.lanes[lane] += double(a) * double(b);
+    };
+    for_lanes(tile.numel, add, [&](int64_t first) LB_INLINE {
+      ask_ahead(x + first);
+      ask_ahead(y + first);
+      if constexpr (!std::is_void_v<V>) ask_ahead(v + first);
     });
   });
   sums[0] = aa.total();

@@ -62,7 +62,8 @@ void adan_step(AdanPlan& plan, py::handle params_, py::handle grads_, py::handle
   for (const Entry& entry : entries) {
     clip |= groups[size_t(entry.group)].max_grad_norm != GroupReader::kInfinity;
   }
-  if (plan.changed(entries)) {
+  const Plan::Change change = plan.compare(entries);
+  if (change != Plan::Change::none) {
     check_writes(
         {&params, &exp_avgs, &exp_avg_diffs, &exp_avg_sqs, &neg_pre_grads, &steps, &copies},
         {&grads});
@@ -71,7 +72,7 @@ void adan_step(AdanPlan& plan, py::handle params_, py::handle grads_, py::handle
   // Device, stream, call.
   const Device device = params[0].device;
   void* stream = params.stream();
-  plan.prepare(op, device, stream, entries, groups);
+  plan.prepare(op, device, stream, std::move(entries), change, groups);
   const AdanCall call{plan.plan(), plan.workspace(), scalars.inputs(), clip};
   run(
       op, device, stream, [&] { cpu::adan_step(call); },

@@ -79,7 +79,7 @@ void half_dots(py::handle x_, py::handle y_, const std::array<double, 4>& combin
   const Device device = x[0].device;
   void* stream = x.stream();
   StepPlan<None, None> plan;
-  plan.prepare(op, device, stream, entries, {});
+  plan.prepare(op, device, stream, std::move(entries), {});
   const Table table = plan.workspace().table();
   const int64_t bytes = kHalfSums * int64_t(sizeof(double)) * table.num_tiles;
   const py::object block = allocate(bytes, device);

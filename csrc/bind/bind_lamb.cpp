@@ -75,14 +75,15 @@ void lamb_step(LambPlan& plan, py::handle params_, py::handle grads_, py::handle
         ": grad_sq_sum is missing: under a loss scaler the second phase must skip when "
         "the first did. Give the value that the first phase was given.");
   }
-  if (plan.changed(entries) || !sums.empty()) {
+  const Plan::Change change = plan.compare(entries);
+  if (change != Plan::Change::none || !sums.empty()) {
     check_writes({&params, &exp_avgs, &exp_avg_sqs, &steps, &copies, &sums}, {&grads});
   }
 
   // Device, stream, call.
   const Device device = params[0].device;
   void* stream = params.stream();
-  plan.prepare(op, device, stream, entries, groups);
+  plan.prepare(op, device, stream, std::move(entries), change, groups);
   const LambCall call{plan.plan(),
                       plan.workspace(),
                       inputs,

@@ -77,14 +77,15 @@ void lars_step(LarsPlan& plan, py::handle params_, py::handle grads_, py::handle
   check_state_dtypes(buffers, params, &buffer_rows);
   check_copy_dtypes(copies, params, copy_rows);
   if (phases.second) check_momentum(entries, groups, params);
-  if (plan.changed(entries) || !sums.empty()) {
+  const Plan::Change change = plan.compare(entries);
+  if (change != Plan::Change::none || !sums.empty()) {
     check_writes({&params, &buffers, &steps, &copies, &sums}, {&grads});
   }
 
   // Device, stream, call.
   const Device device = params[0].device;
   void* stream = params.stream();
-  plan.prepare(op, device, stream, entries, groups);
+  plan.prepare(op, device, stream, std::move(entries), change, groups);
   const LarsCall call{plan.plan(), plan.workspace(), scalars.inputs(),
                       sums_of(sums, params, phases, plan.workspace().sums), phases};
   run(

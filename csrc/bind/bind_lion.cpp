@@ -208,14 +208,15 @@ void lion_step(LionPlan& plan, py::handle params_, py::handle grads_, py::handle
     }
     entries[i].variant = variant_of(entries[i], group);
   }
-  if (plan.changed(entries)) {
+  const Plan::Change change = plan.compare(entries);
+  if (change != Plan::Change::none) {
     check_writes({&params, &exp_avgs, &scales, &steps, &copies}, {&grads});
   }
 
   // Device, stream, call.
   const Device device = params[0].device;
   void* stream = params.stream();
-  plan.prepare(op, device, stream, entries, groups);
+  plan.prepare(op, device, stream, std::move(entries), change, groups);
   const LionCall call{plan.plan(), plan.workspace(), scalars.inputs()};
   run(
       op, device, stream, [&] { cpu::lion_step(call); },

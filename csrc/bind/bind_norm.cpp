@@ -36,7 +36,7 @@ void sq_sum(py::handle tensors_, py::handle sums_) {
   const Device device = tensors[0].device;
   void* stream = tensors.stream();
   StepPlan<None, None> plan;
-  plan.prepare(op, device, stream, entries, {});
+  plan.prepare(op, device, stream, std::move(entries), {});
   const auto& ws = plan.workspace();
   double* out = static_cast<double*>(sums[0].data);
   run(

@@ -128,7 +128,7 @@ void prepare(const ArrayList& written) {
   constexpr int64_t kLarge = 16 * kHugePage;
   for (const TensorView& x : written) {
     const int64_t bytes = x.numel * itemsize(x);
-    if (is_host(x.device) && bytes >= kLarge && is_contiguous(x)) prefer_huge_pages(x.data, bytes);
+    if (is_host(x.device) && bytes >= kLarge && x.contiguous) prefer_huge_pages(x.data, bytes);
   }
 }
 

@@ -11,15 +11,6 @@
 
 namespace lb::bind {
 
-bool is_contiguous(const TensorView& view) {
-  if (view.strides == nullptr || view.numel <= 1) return true;
-  int64_t expected = 1;
-  for (int32_t d = view.ndim; d-- > 0; expected *= view.shape[d]) {
-    if (view.shape[d] != 1 && view.strides[d] != expected) return false;
-  }
-  return true;
-}
-
 namespace {
 
 template <class Error>
@@ -56,7 +47,7 @@ std::vector<std::pair<int64_t, int64_t>> dims_by_stride(const TensorView& view) 
 }
 
 bool is_dense(const TensorView& view) {
-  if (is_contiguous(view)) return true;
+  if (view.contiguous) return true;
   int64_t expected = 1;
   for (const auto& [stride, size] : dims_by_stride(view)) {
     if (stride != expected) return false;
@@ -73,11 +64,12 @@ bool is_expanded(const TensorView& view) {
 }
 
 bool same_shape(const TensorView& a, const TensorView& b) {
-  return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
+  if (a.ndim != b.ndim || a.numel != b.numel) return false;
+  return a.ndim <= 1 || std::equal(a.shape, a.shape + a.ndim, b.shape);
 }
 
 bool same_strides(const TensorView& a, const TensorView& b) {  // of equal shapes
-  if (is_contiguous(a) && is_contiguous(b)) return true;
+  if (a.contiguous && b.contiguous) return true;
   const std::vector<int64_t> strides_a = strides_of(a), strides_b = strides_of(b);
   for (size_t d = 0; d < strides_a.size(); ++d) {
     if (a.shape[d] != 1 && strides_a[d] != strides_b[d]) return false;
@@ -124,7 +116,7 @@ std::string dtype_name(const TensorView& view) {
 }
 
 std::string describe(const TensorView& view) {
-  const std::string strides = is_contiguous(view) ? "" : " with strides " + describe_strides(view);
+  const std::string strides = view.contiguous ? "" : " with strides " + describe_strides(view);
   return dtype_name(view) + " " + describe_shape(view) + strides + " on " + describe(view.device);
 }
 
@@ -191,7 +183,7 @@ void check_dense(const ArrayList& a, const char* hint) {
 
 void check_no_overlap(const ArrayList& a) {
   for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i].numel == 0 || is_contiguous(a[i])) continue;
+    if (a[i].numel == 0 || a[i].contiguous) continue;
     int64_t reach = 0;  // of the dimensions inside
     for (const auto& [stride, size] : dims_by_stride(a[i])) {
       if (stride <= reach) {
@@ -247,7 +239,7 @@ Range range_of(const ArrayList& list, size_t i, size_t order) {
   const TensorView& view = list[i];
   const int64_t itemsize = (view.dlpack_bits + 7) / 8;
   int64_t first = 0, last = view.numel - 1;  // elements, relative to data
-  if (!is_contiguous(view)) {
+  if (!view.contiguous) {
     last = 0;
     for (int32_t d = 0; d < view.ndim; ++d) {
       const int64_t reach = (view.shape[d] - 1) * view.strides[d];

@@ -22,8 +22,6 @@ std::string describe_strides(const TensorView& view);
 std::string describe(Device device);
 std::string dtype_name(const TensorView& view);  // also of types that are `other`: "int64"
 
-bool is_contiguous(const TensorView& view);
-
 void check_same_length(const ArrayList& a, const ArrayList& like);
 void check_dtype(const ArrayList& a, std::initializer_list<DType> allowed,
                  const char* hint = nullptr);

@@ -159,7 +159,7 @@ void check_same_dtype(const ArrayList& list, DType dtype) {
 
 void check_same_order(const ArrayList& list, const ArrayList& like) {
   for (size_t i = 0; i < list.size(); ++i) {
-    if (is_contiguous(list[i]) && is_contiguous(like[i])) continue;
+    if (list[i].contiguous && like[i].contiguous) continue;
     check_layout(list, i, like, i);
   }
 }
@@ -192,7 +192,7 @@ RecordPlan& CompressionPlan::prepare(Kind kind, const char* op, Device device, v
       entry.dtypes[role] = (*list)[t].dtype;
     }
   }
-  plans_[kind].prepare(op, device, stream, entries, records_);
+  plans_[kind].prepare(op, device, stream, std::move(entries), records_);
   return plans_[kind];
 }
 

@@ -9,6 +9,7 @@
 
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bind/arrays.h"
@@ -69,12 +70,22 @@ class StepPlan {
   const Plan& plan() const { return session_.plan(); }
   const Workspace<Group, Scalars>& workspace() const { return session_.workspace(); }
 
-  void prepare(const char* op, Device device, void* stream, const std::vector<Entry>& entries,
+  // What the entries differ in from those of the last step. If anything, the arrays are to be
+  // checked against each other: with the rest of the checks each is looked at by itself, every
+  // time.
+  Plan::Change compare(const std::vector<Entry>& entries) const { return plan().compare(entries); }
+
+  void prepare(const char* op, Device device, void* stream, std::vector<Entry> entries,
                const std::vector<Group>& groups) {
+    const Plan::Change change = compare(entries);
+    prepare(op, device, stream, std::move(entries), change, groups);
+  }
+  void prepare(const char* op, Device device, void* stream, std::vector<Entry> entries,
+               Plan::Change change, const std::vector<Group>& groups) {
     require_backend(op, device);
     const bool in_graph = recording(device, stream);
     session_.prepare(
-        entries, groups,
+        std::move(entries), change, groups,
         {[&](int64_t bytes) {
            if (in_graph) {
              throw ValueError(std::string(op) +
@@ -92,12 +103,6 @@ class StepPlan {
            upload(device, stream, to, from, bytes);
          },
          in_graph});
-  }
-
-  // Whether these are other tensors than in the last step, so that they are to be checked against
-  // each other: with the rest of the checks each tensor is looked at by itself, every time.
-  bool changed(const std::vector<Entry>& entries) const {
-    return plan().compare(entries) != Plan::Change::none;
   }
 
   // Results of the last step as 0-dim tensors on the device.

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "core/error.h"
 
@@ -53,16 +54,14 @@ Plan::Change Plan::compare(const std::vector<Entry>& entries) const {
   return change;
 }
 
-Plan::Change Plan::update(const std::vector<Entry>& entries) {
-  const Change change = compare(entries);
-  if (change == Change::none) return change;
-  entries_ = entries;
+void Plan::update(std::vector<Entry> entries, Change change) {
+  if (change == Change::none) return;
+  entries_ = std::move(entries);
   if (change == Change::everything) {
     build();
   } else {
     for (size_t r = 0; r < rows_.size(); ++r) grads_[r] = entries_[size_t(rows_[r].index)].grad;
   }
-  return change;
 }
 
 void Plan::build() {

@@ -101,8 +101,8 @@ class Plan {
   // What `entries` differ in from those this plan was made for.
   Change compare(const std::vector<Entry>& entries) const;
 
-  // Makes this the plan of `entries` and says what differed.
-  Change update(const std::vector<Entry>& entries);
+  // Makes this the plan of `entries`, given what they differ in.
+  void update(std::vector<Entry> entries, Change change);
 
   const std::vector<Row>& rows() const { return rows_; }
   const std::vector<void*>& grads() const { return grads_; }

@@ -12,10 +12,11 @@ double sq_sum_tile(DType dtype, const void* data, int64_t start, int64_t n) {
   visit(dtype, [&](auto tag) LB_INLINE {
     using T = typename decltype(tag)::type;
     const T* __restrict x = static_cast<const T*>(data) + start;
-    for_lanes(n, [&](int64_t i, int lane) LB_INLINE {
+    const auto add = [&](int64_t i, int lane) LB_INLINE {
       const double value = double(to_real(x[i]));
       sum.lanes[lane] += value * value;
-    });
+    };
+    for_lanes(n, add, [&](int64_t first) LB_INLINE { ask_ahead(x + first); });
   });
   return sum.total();
 }

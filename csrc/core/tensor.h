@@ -29,6 +29,7 @@ struct TensorView {
   const int64_t* shape;    // [ndim], borrowed from the array
   const int64_t* strides;  // [ndim] in elements, borrowed; null means C-contiguous
   int64_t numel;
+  bool contiguous;  // C-contiguous; strides of dimensions of size 1 do not matter
 };
 
 }  // namespace lb

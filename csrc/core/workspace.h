@@ -78,9 +78,11 @@ class Session {
   const Plan& plan() const { return plan_; }
   const Workspace<Group, Scalars>& workspace() const { return workspace_; }
 
-  void prepare(const std::vector<Entry>& entries, const std::vector<Group>& groups,
+  // `change` is what the entries differ in from those before, as the plan compares them.
+  void prepare(std::vector<Entry> entries, Plan::Change change, const std::vector<Group>& groups,
                const Means& means) {
-    if (plan_.update(entries) == Plan::Change::everything) laid_out_ = false;
+    plan_.update(std::move(entries), change);
+    if (change == Plan::Change::everything) laid_out_ = false;
     if (!laid_out_ || groups.size() != groups_) {
       laid_out_ = valid_ = false;  // should there be no memory now, the next step begins here again
       const int64_t bytes = lay_out(nullptr, groups.size());

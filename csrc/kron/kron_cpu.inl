@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/lanes.h"
+#include "core/stored.h"
 #include "core/visit.h"
 #include "kron/kron.h"
 
@@ -31,19 +32,16 @@ LB_HD void add(LaneSum& sum, const R* part) {
 
 // The bits of the absolute value of a number as it is stored, and back.
 template <class T>
-LB_HD auto magnitude_bits(real_t<T> x) {
-  if constexpr (sizeof(T) == 2) {
-    return int32_t(from_real<T>(x).bits & 0x7fff);
-  } else {
-    std::conditional_t<sizeof(T) == 4, int32_t, int64_t> bits;
-    __builtin_memcpy(&bits, &x, sizeof bits);
-    return bits & std::numeric_limits<decltype(bits)>::max();
-  }
+LB_HD auto magnitude_bits(T x) {
+  std::conditional_t<sizeof(T) == 8, int64_t, std::conditional_t<sizeof(T) == 4, int32_t, int16_t>>
+      bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return decltype(bits)(bits & std::numeric_limits<decltype(bits)>::max());
 }
 template <class T, class Bits>
 LB_HD double of_bits(Bits bits) {
   T x;
-  __builtin_memcpy(&x, &bits, sizeof x);  // the low half of a 16-bit one
+  __builtin_memcpy(&x, &bits, sizeof x);
   return double(to_real(x));
 }
 
@@ -52,17 +50,17 @@ LB_HD double of_bits(Bits bits) {
 template <class T, KronNorm kNorm>
 struct RowNorm {
   using R = real_t<T>;
-  using Bits = decltype(magnitude_bits<T>(R()));
+  using Bits = decltype(magnitude_bits(T()));
   LaneSum sum;
   R part[kLanes] = {};
   Bits largest[kLanes] = {};
 
-  LB_HD void take(R x, int lane) {
+  LB_HD void take(T stored, int lane) {
     if constexpr (kNorm == KronNorm::inf) {
-      const R stored = to_real(from_real<T>(x));
-      part[lane] += stored < 0 ? -stored : stored;
+      const R x = to_real(stored);
+      part[lane] += x < 0 ? -x : x;
     } else {
-      const Bits bits = magnitude_bits<T>(x);
+      const Bits bits = magnitude_bits(stored);
       largest[lane] = bits > largest[lane] ? bits : largest[lane];
     }
   }
@@ -81,40 +79,37 @@ struct RowNorm {
 };
 
 template <class T>
-LB_HD double dot(const T* __restrict m, const real_t<T>* __restrict v, int64_t n) {
+LB_HD double dot(const T* m, const real_t<T>* __restrict v, int64_t n) {
   using R = real_t<T>;
   LaneSum sum;
+  R buffer[kIsReal<T> ? 1 : kChunk];
   for_chunks(n, [&](int64_t first, int64_t count) LB_INLINE {
+    const R* __restrict x = widen(m + first, buffer, count);
     R part[kLanes] = {};
-    for_lanes(count, [&](int64_t i, int lane)
-                         LB_INLINE { part[lane] += to_real(m[first + i]) * v[first + i]; });
+    for_lanes(count, [&](int64_t i, int lane) LB_INLINE { part[lane] += x[i] * v[first + i]; });
     add(sum, part);
   });
   return sum.total();
 }
 
 template <class T, KronNorm kNorm>
-LB_HD double update_row(T* __restrict m, const KronRule<real_t<T>>& rule,
-                        const real_t<T>* __restrict u, int64_t row, int64_t n) {
+LB_HD double update_row(T* m, const KronRule<real_t<T>>& rule, const real_t<T>* __restrict u,
+                        int64_t row, int64_t n) {
   using R = real_t<T>;
   const R left = rule.left(u[row]);
   RowNorm<T, kNorm> norm;
+  R buffer[kIsReal<T> ? 1 : kChunk];
   for_chunks(n, [&](int64_t first, int64_t count) LB_INLINE {
-    const auto put = [&](int64_t i, R x, int lane) LB_INLINE {
-      m[first + i] = from_real<T>(x);
-      norm.take(x, lane);
-    };
-    if (row < first || row >= first + count) {
-      for_lanes(count, [&](int64_t i, int lane) LB_INLINE {
-        put(i, rule.entry(to_real(m[first + i]), left, u[first + i]), lane);
-      });
-    } else {
-      const int diagonal = int(row - first);
-      for_lanes(count, [&](int64_t i, int lane) LB_INLINE {
-        const R x = rule.entry(to_real(m[first + i]), left, u[first + i]);
-        put(i, x + (int(i) == diagonal ? rule.unit : R(0)), lane);
-      });
-    }
+    R* __restrict x = widen(m + first, buffer, count);
+    const int64_t diagonal = row - first;
+    const R on_diagonal =
+        diagonal >= 0 && diagonal < count ? rule.diagonal(x[diagonal], left, u[row]) : R(0);
+    for_lanes(count,
+              [&](int64_t i, int) LB_INLINE { x[i] = rule.entry(x[i], left, u[first + i]); });
+    if (diagonal >= 0 && diagonal < count) x[diagonal] = on_diagonal;
+    if constexpr (!kIsReal<T>) narrow(x, m + first, count);
+    const T* stored = m + first;
+    for_lanes(count, [&](int64_t i, int lane) LB_INLINE { norm.take(stored[i], lane); });
     norm.end_chunk();
   });
   return norm.norm();

@@ -47,7 +47,7 @@ def test_what_a_row_says_agrees_with_itself(found):
         assert row["GBps"] == pytest.approx(row["bytes"] / row["median_ms"] / 1e6)
         assert row["min_ms"] <= row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
         assert row["wall_ms"] == row["median_ms"]
-        assert 3 <= row["rounds"] <= 50
+        assert 3 <= row["rounds"] <= 25
         assert row["threads"] == 1
         # Within a round and of medians: the same but for how the machine moved in between.
         assert row["percent_of_copy"] == pytest.approx(100 * row["GBps"] / row["copy_GBps"], rel=1)

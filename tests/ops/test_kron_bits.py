@@ -97,3 +97,19 @@ def test_same_bits_for_any_instruction_set(variant, dtype):
         results.append([*factors, norms])
     largebatch._C.set_cpu_isa(current)
     assert all(same_bits(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_16_bit_number_is_read_and_rounded_as_torch_does(backend, dtype):
+    """A vector of zeros leaves the blend alone: in fp32 one product and, on the diagonal, a sum."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    numbers = bits.view(dtype).to(backend.device)
+    numbers = torch.where(torch.isfinite(numbers), numbers, 0.0)
+    d = 259  # rows that no vector divides, and one number after all
+    m = torch.zeros(d, d, dtype=dtype, device=backend.device)
+    m.view(-1)[: len(numbers)] = numbers
+    leak = 0.7
+    expected = torch.tensor(leak) * m.float()
+    expected.diagonal().add_(torch.tensor(1 - leak, dtype=torch.float64).float())
+    update([m], [torch.zeros(d, device=backend.device)], "leaky", leak=leak)
+    assert same_bits([m], [expected.to(dtype)])

@@ -29,13 +29,20 @@ def as_tensors(op, **lists):
                 f"{op}: {argument} is a {type(arrays).__name__}, expected a list of arrays. "
                 "Pass [x] for a single one."
             )
-        tensors = []
-        for i, array in enumerate(arrays):
+        alike, tensors = _on_one_device(arrays), []
+        for i, array in enumerate(arrays[:1] if alike else arrays):
             tensor = as_tensor(op, f"{argument}[{i}]", array, first)
             first = first or (tensor.device, f"{argument}[{i}]")
             tensors.append(tensor)
-        found.append(tensors)
+        found.append(list(arrays) if alike else tensors)
     return found
+
+
+def _on_one_device(arrays):
+    """Tell whether all are tensors of torch on one device, so that the first speaks for them."""
+    if not all(issubclass(kind, torch.Tensor) for kind in {type(array) for array in arrays}):
+        return False
+    return len({array.device for array in arrays}) == 1
 
 
 def as_tensor(op, label, array, first=None):

@@ -31,9 +31,10 @@ class MicroBatches:
         if known:
             buffers = [self.buffers[rows[i][0]] for i in known]
             torch._foreach_add_(buffers, [sums[i] for i in known], alpha=sign)
-        for (param, _), total in zip(rows, sums, strict=True):
-            if param not in self.buffers:
-                self.buffers[param] = torch.mul(total, sign)
+        fresh = [i for i, (param, _) in enumerate(rows) if param not in self.buffers]
+        if fresh:
+            halves = torch._foreach_mul([sums[i] for i in fresh], sign)
+            self.buffers.update(zip((rows[i][0] for i in fresh), halves, strict=True))
         if count < 2:
             return
         # Each half as a mean, times what a user divides by to make s_n one: for equal micro-batches

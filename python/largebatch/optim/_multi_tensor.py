@@ -3,6 +3,8 @@
 """What the optimizers of the package share: everything of ``step`` but the arithmetic."""
 
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import attrgetter, is_, itemgetter
 
 import torch
 from torch.nn import Parameter
@@ -12,7 +14,8 @@ from .. import _C, ops
 from .._versions import mark_written
 from ._sharding import Shards, local
 
-_PLAIN = (Parameter, torch.Tensor)
+_PLAIN = {Parameter, torch.Tensor}
+_grad_of = attrgetter("grad")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -30,10 +33,13 @@ class Batch:
     group_of: list = field(default_factory=list)
     staged: list = field(default_factory=list)  # (param, dense stand-in), to be copied back
     shards: Shards = field(default_factory=Shards)
+    plain: bool = False  # taken without a look at each: the extension says if one needs it
 
     def state(self, name, rows=None):
         """Return one entry of the states (of `rows`, or all), as the update works on it."""
         states = self.states if rows is None else [self.states[row] for row in rows]
+        if self.plain:
+            return tuple(map(itemgetter(name), states))
         return [_as_real(local(state[name])) for state in states]
 
     def part(self, rows):
@@ -70,6 +76,7 @@ class MultiTensorOptimizer(Optimizer):
     _takes_grad_sq_sum = False
     _sums_tensors = True  # the update of an element needs sums over its tensor: two phases
     _results = (lambda: None), (lambda: None)  # of the last step: grad_norm, nonfinite
+    _all_plain = False  # when tensors were last looked at, each was dense, real, like its gradient
 
     def __init__(self, params, defaults):
         self._plans = {}
@@ -78,6 +85,7 @@ class MultiTensorOptimizer(Optimizer):
     def __setstate__(self, state):
         super().__setstate__(state)
         self._plans = {}
+        self._all_plain = False
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -124,26 +132,53 @@ class MultiTensorOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not (self._all_plain and self._step_plain()):
+            self._step_any()
+        return loss
+
+    def _step_plain(self):
+        """Do the step if all tensors are as most are; else tell so, with nothing written.
+
+        That each tensor is dense, real, on the same device, like its gradient and its state, the
+        extension sees anyway. Asking here too would take longer than the step of a small tensor.
+        """
+        batch = self._collect_plain()
+        if batch is None or not self._fused([batch.device]) or not self._in_one_call(batch):
+            return False
+        self._refuse_capture([batch.device])
+        try:
+            self._call(batch)
+        except (KeyError, TypeError, ValueError):  # raised before anything is written
+            return False
+        self._keep_results(batch.device)
+        mark_written(batch.params)
+        return True
+
+    def _step_any(self):
+        """Do the step whatever the tensors are, each one looked at."""
         batches = self._collect()
         if not batches:
-            return loss
-        if not self.defaults["capturable"] and any(d.type == "cuda" for d in batches):
-            self._refuse_capture()
-        if len(batches) == 1 and self._fused(batches) and not next(iter(batches.values())).shards:
-            self._step_at_once(batches)
+            return
+        self._refuse_capture(batches)
+        first = next(iter(batches.values()))
+        one = len(batches) == 1 and self._fused(batches) and not first.shards
+        if one and self._in_one_call(first):
+            self._call(first)
+            self._keep_results(first.device)
         else:
+            self._all_plain = False
             self._step_in_phases(batches)
         for batch in batches.values():
             for param, dense in batch.staged:
                 param.copy_(dense)
             mark_written(batch.params)
-        return loss
 
-    def _step_at_once(self, batches):
-        ((device, batch),) = batches.items()
-        plan = self._plan(device)
-        self._kernel(plan, batch, **self._scaler_inputs(device))
-        clips = self._clips()
+    def _call(self, batch):
+        """Do the step of a batch in one call into the extension."""
+        self._kernel(self._plan(batch.device), batch, **self._scaler_inputs(batch.device))
+
+    def _keep_results(self, device):
+        plan, clips = self._plan(device), self._clips()
         self._results = (lambda: plan.grad_norm if clips else None), (lambda: plan.nonfinite)
 
     def _step_in_phases(self, batches):
@@ -253,9 +288,15 @@ class MultiTensorOptimizer(Optimizer):
         """Tell whether the global gradient norm is needed."""
         return False
 
+    def _in_one_call(self, batch):
+        """Tell whether the extension knows all that this batch's groups ask for."""
+        return True
+
     # ---------------------------------------------------------------------------- helpers
 
-    def _refuse_capture(self):
+    def _refuse_capture(self, devices):
+        if self.defaults["capturable"] or all(device.type != "cuda" for device in devices):
+            return
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"{type(self).__name__}: step() in a CUDA graph capture needs capturable=True."
@@ -280,9 +321,40 @@ class MultiTensorOptimizer(Optimizer):
             inputs[name] = None if value is None else value.to(device, torch.float32)
         return inputs
 
+    def _collect_plain(self):
+        """Return the tensors that have a gradient, as lists; None if some need to be looked at."""
+        params, group_of = [], []
+        for index, group in enumerate(self.param_groups):
+            params += group["params"]
+            group_of += [index] * len(group["params"])
+        grads = list(map(_grad_of, params))
+        types = set(map(type, grads))
+        if type(None) in types:
+            used = [grad is not None for grad in grads]
+            params, grads, group_of = (list(compress(x, used)) for x in (params, grads, group_of))
+            types.discard(type(None))
+        if not params or not _PLAIN.issuperset(types) or not _PLAIN.issuperset(map(type, params)):
+            return None
+        if len(self.state) == len(params) and all(map(is_, self.state, params)):
+            states = list(self.state.values())  # torch.Tensor's hash is a call of Python
+        else:
+            states = list(map(self.state.get, params))
+            if None in states:
+                return None
+        batch = Batch(params[0].device, params, params, grads, states=states, group_of=group_of)
+        batch.plain = True
+        batch.copy_rows = [row for row, state in enumerate(states) if "master_param" in state]
+        if batch.copy_rows:
+            batch.copies = [params[row] for row in batch.copy_rows]
+            batch.weights = [
+                state.get("master_param", param)
+                for state, param in zip(states, params, strict=True)
+            ]
+        return batch
+
     def _collect(self):
         """Group the tensors that have a gradient by device."""
-        batches = {}
+        batches, plain = {}, True
         state_of = self.state
         for index, group in enumerate(self.param_groups):
             names = self._state_names(group)
@@ -304,12 +376,14 @@ class MultiTensorOptimizer(Optimizer):
                 batch.params.append(param)
                 batch.states.append(state)
                 batch.group_of.append(index)
+                given = param, grad
                 if type(param) not in _PLAIN:
                     param, grad = batch.shards.add(len(batch.params) - 1, param, grad)
                 if not (param.is_contiguous() and grad.is_contiguous()):
                     param, grad = self._lay_out(batch, param, grad)
                 if param.is_complex():
                     param, grad = torch.view_as_real(param), torch.view_as_real(grad)
+                plain = plain and param is given[0] and grad is given[1]
                 batch.grads.append(grad)
                 master = state.get("master_param")
                 if master is None:
@@ -318,6 +392,7 @@ class MultiTensorOptimizer(Optimizer):
                     batch.weights.append(local(master))
                     batch.copies.append(param)
                     batch.copy_rows.append(len(batch.weights) - 1)
+        self._all_plain = plain and len(batches) == 1
         return batches
 
     def _lay_out(self, batch, param, grad):

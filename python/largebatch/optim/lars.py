@@ -112,11 +112,8 @@ class LARS(MultiTensorOptimizer):
         return ("step",) if group["momentum"] == 0 else ("step", "momentum_buffer")
 
     def _kernel(self, plan, batch, **inputs):
-        rows = [
-            row
-            for row, group in enumerate(batch.group_of)
-            if self.param_groups[group]["momentum"] != 0
-        ]
+        moves = [group["momentum"] != 0 for group in self.param_groups]
+        rows = [row for row, group in enumerate(batch.group_of) if moves[group]]
         _C.lars_step(
             plan,
             batch.weights,

@@ -3,6 +3,7 @@
 """Lion as a ``torch.optim`` optimizer."""
 
 import math
+from operator import is_
 
 import torch
 
@@ -92,6 +93,7 @@ class Lion(MultiTensorOptimizer):
     _plan_type = _C.LionPlan
     _sums_tensors = False
     _ids, _sizes = {}, None  # of the parameters, and of the groups they were taken from
+    _last_ids = [], []  # parameters asked for last, and theirs
     _hyper = (
         "lr", "betas", "weight_decay", "cautious", "stochastic_rounding", "seed", "maximize",
     )  # fmt: skip
@@ -210,12 +212,13 @@ class Lion(MultiTensorOptimizer):
             self._check(group)
         return super()._collect()
 
-    def _step_at_once(self, batches):
-        ((_, batch),) = batches.items()
-        if self._rows_without_kernel(batch):
-            self._step_in_phases(batches)
-        else:
-            super()._step_at_once(batches)
+    def _collect_plain(self):
+        for group in self.param_groups:
+            self._check(group)
+        return super()._collect_plain()
+
+    def _in_one_call(self, batch):
+        return not self._rows_without_kernel(batch)
 
     def _step_batch(self, device, batch, fused, inputs):
         """Let the kernels step what they can, torch operations the rest."""
@@ -240,10 +243,14 @@ class Lion(MultiTensorOptimizer):
         ]
         if all(kernels) and all(alone):
             return set()
+        # Of whole tensors only int8 momenta are in the way: not thousands of others to be asked.
+        whole = all(kernels) and not batch.shards
+        of = batch.group_of
         return {
             row
-            for row, group in enumerate(batch.group_of)
-            if kernels[group] is None or not (alone[group] or self._fits_kernel(batch, row, group))
+            for row in (_coded(batch) if whole else range(len(of)))
+            if kernels[of[row]] is None
+            or not (alone[of[row]] or self._fits_kernel(batch, row, of[row]))
         }
 
     def _fits_kernel(self, batch, row, group):
@@ -263,7 +270,7 @@ class Lion(MultiTensorOptimizer):
         return size * math.prod(inside) % rounding.BLOCK == 0 or m.shape[axis] == size
 
     def _kernel(self, plan, batch, **inputs):
-        coded = [row for row, s in enumerate(batch.states) if s["exp_avg"].dtype == torch.int8]
+        coded = _coded(batch)
         _C.lion_step(
             plan,
             batch.weights,
@@ -319,11 +326,24 @@ class Lion(MultiTensorOptimizer):
     def _ids_of(self, batch):
         """Return what tells the tensors' random bits apart: place in the optimizer, and shard."""
         sizes = [len(group["params"]) for group in self.param_groups]
+        params, ids = self._last_ids
+        same = sizes == self._sizes and len(params) == len(batch.params)
+        if same and all(map(is_, params, batch.params)):
+            return ids
         if sizes != self._sizes or not self._ids.keys() >= set(batch.params):
             params = (param for group in self.param_groups for param in group["params"])
             self._ids = {param: shard_index(param) << 32 | i for i, param in enumerate(params)}
             self._sizes = sizes
-        return [self._ids[param] for param in batch.params]
+        ids = [self._ids[param] for param in batch.params]
+        self._last_ids = list(batch.params), ids
+        return ids
+
+
+def _coded(batch):
+    """Return which tensors of a batch have an int8 momentum."""
+    if batch.plain:  # the extension says if scales and dtypes do not go together
+        return [row for row, state in enumerate(batch.states) if "exp_avg_scale" in state]
+    return [row for row, s in enumerate(batch.states) if s["exp_avg"].dtype == torch.int8]
 
 
 # ---- Checkpoints of other implementations --------------------------------------------------------
