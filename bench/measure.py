@@ -20,6 +20,7 @@ import torch
 # Time for each implementation, and the fewest and most rounds.
 SECONDS = {"quick": {"cpu": 0.25, "cuda": 0.1}, "full": {"cpu": 3, "cuda": 1}}
 ROUNDS = {"quick": (3, 25), "full": (7, 50)}
+LONG, WARM_CALLS = 0.1, 10  # seconds of a call; calls right after each other
 COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}  # no cache of the machines in question holds it
 FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU in question
 MOST_FLUSHES = 100  # about 10 ms, and far from the number of launches that a GPU queues
@@ -32,7 +33,8 @@ def measure(benchmark, device, work, base=None, grid="quick"):
 
     median_ms, its quartiles and min_ms are time on the GPU where there is one; wall_ms is the time
     from the call until the GPU is idle again: launches and waiting are in it. No call finds what it
-    reads in a GPU's L2, or in the caches next to a CPU's core: the copy was there before.
+    reads in a GPU's L2, or in the caches next to a CPU's core: the copy was there before. warm_ms
+    is of calls right after each other on a CPU; None for those too long for caches to matter.
     """
     extra, seconds = extra_memory(device, work)
     fewest, most = ROUNDS[grid]
@@ -57,9 +59,10 @@ def measure(benchmark, device, work, base=None, grid="quick"):
         work()
         synchronize(device)
 
-    benchmark.pedantic(call, setup=before, rounds=rounds, warmup_rounds=int(seconds < 0.1))
+    benchmark.pedantic(call, setup=before, rounds=rounds, warmup_rounds=int(seconds < LONG))
     wall = benchmark.stats.stats.data
     seen = seen[-rounds:]
+    warm = device.type == "cpu" and seconds < LONG and wall_seconds(device, work, WARM_CALLS)
     times = [beside["work"] for beside in seen] if device.type == "cuda" else wall
     q1, median, q3 = quartiles(times)
     found = {
@@ -69,6 +72,7 @@ def measure(benchmark, device, work, base=None, grid="quick"):
         "q3_ms": 1e3 * q3,
         "min_ms": 1e3 * min(times),
         "wall_ms": 1e3 * statistics.median(wall),
+        "warm_ms": 1e3 * statistics.median(warm) if warm else None,
         "extra_memory": extra,
         "copy_GBps": 2 * copy.nbytes / statistics.median(s["copy"] for s in seen) / 1e9,
         # Bytes of a copy that take as long, as a median over rounds.

@@ -173,6 +173,14 @@ def test_gradients_of_some():
     assert b.grad is None
 
 
+@pytest.mark.parametrize("op", [ops.multi_tensor_norm, ops.multi_tensor_sq_sum])
+def test_one_graph_holds_it(op):
+    tensors = tensors_on("cpu", [(3, 2), (4,)])
+    compiled = torch.compile(lambda *xs: op(xs), fullgraph=True, backend="aot_eager")
+    found, expected = compiled(*tensors), op(tensors)
+    assert same_bits(list(found), list(expected))
+
+
 @pytest.mark.parametrize("name", ["multi_tensor_norm", "multi_tensor_sq_sum"])
 def test_opcheck(name):
     op = getattr(torch.ops.largebatch, name).default

@@ -9,24 +9,8 @@ import pytest
 import torch
 
 from largebatch.optim import LionK
-from tests.helpers import assign, leaves, problem, run, same_bits, snapshot, values
-
-SHAPES = [(20, 30), (100,), (7,), (), (0,), (3, 4, 5)]
-
-
-def forbid(monkeypatch, optimizer, method):
-    """Let the test fail if the optimizer calls a method from now on."""
-
-    def called(*_):
-        raise AssertionError(f"{method} was called")
-
-    monkeypatch.setattr(optimizer, method, called)
-
-
-def looking(optimizer):
-    """Let every step of the optimizer look at every tensor, as the first one does."""
-    optimizer._step_plain = lambda: False
-    return optimizer
+from tests.helpers import assign, leaves, problem, run, same_bits, snapshot
+from tests.optim.plain_setting import SHAPES, family_after, forbid, looking
 
 
 def kinds(data, device):
@@ -59,12 +43,27 @@ def test_tensors_are_looked_at_in_the_first_step_only(backend, family, over, mon
     assert same_bits(*results)
 
 
+def test_autograd_notices_a_plain_step(family, monkeypatch):
+    data, params, optimizer = family.start(SHAPES)
+    run(optimizer, params, data.grads[:2])
+    forbid(monkeypatch, optimizer, "_collect")
+    before = [p._version for p in params]
+    run(optimizer, params, [[None, *data.grads[2][1:]]])
+    assert [p._version > version for p, version in zip(params, before, strict=True)] == [
+        False,
+        *[True] * (len(params) - 1),
+    ]
+
+
 def test_results_of_a_plain_step(limiting):
     found = []
     for prepare in (lambda optimizer: optimizer, looking):
         data, params, optimizer = limiting.start(SHAPES, steps=2, **limiting.limiting)
         run(prepare(optimizer), params, data.grads)
         found.append([optimizer.grad_norm, optimizer.nonfinite])
+        optimizer.param_groups[0]["max_grad_norm"] = None
+        run(optimizer, params, data.grads[:1])
+        assert optimizer.grad_norm is None
     assert same_bits(*found)
 
 
@@ -86,6 +85,19 @@ def test_groups_of_whole_tensors_are_not_asked_one_by_one(kappa, monkeypatch):
         run(optimizer, params, data.grads)
         results.append(snapshot(optimizer))
         assert asked == {0, 1}
+    assert same_bits(*results)
+
+
+def test_momentum_that_is_missing_is_made_anew():
+    results = []
+    for prepare in (lambda optimizer: optimizer, looking):
+        data = problem([(64, 128), *SHAPES], steps=3)
+        params = leaves(data.params)
+        optimizer = prepare(LionK(params, kappa="group_lasso", state_dtype="int8"))
+        run(optimizer, params, data.grads[:2])
+        del optimizer.state[params[0]]["exp_avg"]
+        run(optimizer, params, data.grads[2:])
+        results.append(snapshot(optimizer))
     assert same_bits(*results)
 
 
@@ -250,13 +262,6 @@ def test_a_copy_steps_its_own_tensors(family, copied):
     assert same_bits(snapshot(twin), snapshot(optimizer))
 
 
-def family_after(family, data, steps):
-    """Return the parameters after some steps that look at every tensor."""
-    params = leaves(data.to().params)
-    run(looking(family.make(params)), params, data.grads[:steps])
-    return params
-
-
 # ---- Tensors that need a look --------------------------------------------------------------------
 
 
@@ -277,86 +282,5 @@ def test_tensors_that_need_a_look_get_it_at_once(family, monkeypatch):
 def test_torch_operations_step_if_they_are_asked_to(family, monkeypatch):
     data, params, optimizer = family.start(SHAPES, fused=False)
     forbid(monkeypatch, optimizer, "_kernel")
+    forbid(monkeypatch, optimizer, "_collect_plain")
     run(optimizer, params, data.grads)
-
-
-# ---- Errors --------------------------------------------------------------------------------------
-
-
-def _wrong_rate(optimizer, params):
-    optimizer.param_groups[0]["lr"] = -1.0
-
-
-def _wrong_state(optimizer, params):
-    state = optimizer.state[params[4]]
-    name = next(name for name in state if name != "step")
-    state[name] = torch.zeros(99)
-
-
-def _wrong_step(optimizer, params):
-    optimizer.state[params[-1]]["step"] = torch.zeros((), dtype=torch.float64)
-
-
-def _wrong_gradient(optimizer, params):
-    params[-1].data = params[-1].data.double()
-    params[-1].grad = params[-1].grad.double()
-    params[-1].data = params[-1].data.float()
-
-
-def _missing_setting(optimizer, params):
-    del optimizer.param_groups[0]["betas" if "betas" in optimizer.param_groups[0] else "eps"]
-
-
-def _sparse_gradient(optimizer, params):
-    params[1].grad = torch.ones(100).to_sparse()
-
-
-def _shared_memory(optimizer, params):
-    params[1].data = params[0].data.view(-1)[:100]
-
-
-def _overlap(optimizer, params):
-    params[1].data = torch.ones(1).expand(100)
-
-
-WRONGS = [
-    _wrong_rate,
-    _wrong_state,
-    _wrong_step,
-    _wrong_gradient,
-    _missing_setting,
-    _sparse_gradient,
-    _shared_memory,
-    _overlap,
-]
-
-
-@pytest.mark.parametrize("spoil", WRONGS, ids=lambda spoil: spoil.__name__[1:])
-def test_what_is_wrong_is_said_as_ever_with_nothing_written(family, spoil):
-    said = []
-    for prepare in (lambda optimizer: optimizer, looking):
-        data, params, optimizer = family.start(SHAPES, steps=3)
-        prepare(optimizer)
-        run(optimizer, params, data.grads[:2])
-        assign(params, data.to().grads[2])
-        spoil(optimizer, params)
-        before, versions = snapshot(optimizer), [p._version for p in params]
-        with pytest.raises((KeyError, RuntimeError, TypeError, ValueError)) as error:
-            optimizer.step()
-        assert same_bits(snapshot(optimizer), before)
-        assert [p._version for p in params] == versions
-        said.append((error.type, str(error.value)))
-    assert said[0] == said[1]
-
-
-def test_an_error_leaves_no_trace_in_later_steps(family, monkeypatch):
-    data, params, optimizer = family.start(SHAPES)
-    run(optimizer, params, data.grads[:2])
-    rate = optimizer.param_groups[0]["lr"]
-    optimizer.param_groups[0]["lr"] = -1.0
-    with pytest.raises(ValueError, match="lr"):
-        run(optimizer, params, data.grads[2:3])
-    optimizer.param_groups[0]["lr"] = rate
-    forbid(monkeypatch, optimizer, "_collect")
-    run(optimizer, params, data.grads[2:])
-    assert same_bits(values(params), values(family_after(family, data, 4)))

@@ -85,7 +85,6 @@ class MultiTensorOptimizer(Optimizer):
     def __setstate__(self, state):
         super().__setstate__(state)
         self._plans = {}
-        self._all_plain = False
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -143,10 +142,12 @@ class MultiTensorOptimizer(Optimizer):
         extension sees anyway. Asking here too would take longer than the step of a small tensor.
         """
         batch = self._collect_plain()
-        if batch is None or not self._fused([batch.device]) or not self._in_one_call(batch):
+        if batch is None or not self._fused([batch.device]):
             return False
         self._refuse_capture([batch.device])
         try:
+            if not self._in_one_call(batch):
+                return False
             self._call(batch)
         except (KeyError, TypeError, ValueError):  # raised before anything is written
             return False

@@ -32,8 +32,8 @@ _TEXTS = ("family", "operation", "case", "dtype", "implementation", "role", "dev
 _COUNTS = ("threads", "tensors", "elements", "rounds")
 _TIMES = ("median_ms", "q1_ms", "q3_ms", "min_ms", "wall_ms", "copy_GBps")
 _NUMBERS_OR_NULL = (
-    "bytes", "GBps", "percent_of_copy", "times_ours", "times_ours_q1", "times_ours_q3", "launches",
-    "extra_memory",
+    "warm_ms", "bytes", "GBps", "percent_of_copy", "times_ours", "times_ours_q1", "times_ours_q3",
+    "launches", "extra_memory",
 )  # fmt: skip
 _TEXTS_OR_NULL = ("backend", "bytes_from")
 _OF_MACHINE = ("device", "backend", "threads", "torch", "largebatch", "commit", "date")

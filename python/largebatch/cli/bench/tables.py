@@ -122,7 +122,8 @@ def details(results: Results) -> list[Table]:
     tables = []
     for family, groups in of_family.items():
         table = _table(family, "call")
-        _numbers(table, "ms", "spread", "x ours", "MB", "GB/s", "% of copy", "launches", "extra MB")
+        _numbers(table, "ms", "spread", "warm ms", "x ours")
+        _numbers(table, "MB", "GB/s", "% of copy", "launches", "extra MB")
         for rows in groups:
             what = ", ".join(rows[0][name] for name in ("operation", "case", "dtype"))
             table.add_row(f"[cyan]{escape(what)}[/]")
@@ -141,6 +142,7 @@ def _cells(row, machine):
         f"  {escape(name)}",
         ms(row["median_ms"]),
         f"{100 * (row['q3_ms'] - row['q1_ms']) / row['median_ms']:.0f} %",
+        ms(row["warm_ms"]),
         NONE if row["times_ours"] is None else f"{row['times_ours']:.2f}",
         NONE if row["bytes"] is None else f"{measured}{_short(row['bytes'] / 1e6)}",
         NONE if row["GBps"] is None else _short(row["GBps"]),
