@@ -236,7 +236,7 @@ def test_details_have_all_rows_ours_first():
     assert calls[at + 1 : at + 3] == ["largebatch (cpu-base)", "largebatch"]
     assert sum(len(lines) for lines in shown.values()) == len(found.rows) + len(found.groups())
     timm = shown["lamb"][calls.index("timm", calls.index("[cyan]step, tiny-5000, bfloat16[/]"))]
-    assert timm[1:] == ("21.8", "5 %", "10.35", "~127", "5.80", "29 %", "40", "7.03")
+    assert timm[1:] == ("21.8", "5 %", "17.5", "10.35", "~127", "5.80", "29 %", "40", "7.03")
 
 
 def test_names_are_no_markup(capsys):
