@@ -45,7 +45,6 @@ void adan_step(const AdanCall& call) {
   {
     const Span mine = share(table, {0, table.num_tiles}, thread_index(), team_size());
     for (int64_t t = mine.begin; t < mine.end; ++t) {
-      if (t + 2 < mine.end) fetch_ahead(table, t + 2);
       const Tile tile = tile_at(table, int32_t(t));
       nonfinite +=
           step_tile(table.rows[tile.row], table.grads[tile.row], ws.scalars[tile.row], tile);

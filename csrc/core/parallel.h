@@ -63,20 +63,4 @@ inline Span share(const Table& table, Span all, int index, int count) {
   return {index == 0 ? all.begin : cut(index), index == count - 1 ? all.end : cut(index + 1)};
 }
 
-// Asks for where the arrays of a tile's tensor begin. Small tensors lie anywhere, so that the
-// processor cannot guess which memory is next. Inline, because GCC takes a function that only asks
-// for memory for one that does nothing.
-LB_HD void fetch_ahead(const Table& table, int64_t tile) {
-  constexpr int kLine = 64, kLines = 3;
-  const auto fetch = [](const void* data) LB_INLINE {
-    if (data == nullptr) return;
-    for (int l = 0; l < kLines; ++l) {
-      __builtin_prefetch(static_cast<const char*>(data) + l * kLine);
-    }
-  };
-  const int32_t row = table.tile_row[tile];
-  for (const void* data : table.rows[row].data) fetch(data);
-  fetch(table.grads[row]);
-}
-
 }  // namespace lb

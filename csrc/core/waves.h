@@ -32,7 +32,6 @@ void run_waves(const Plan& plan, const Table& table, Phases phases, double* part
     const Span mine = share(table, wave, thread_index(), team_size());
     if (phases.first) {
       for (int64_t t = mine.begin; t < mine.end; ++t) {
-        if (t + 2 < mine.end) fetch_ahead(table, t + 2);
         first(tile_at(table, int32_t(t)), partials + 2 * t);
       }
 #pragma omp barrier

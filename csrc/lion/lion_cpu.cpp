@@ -30,7 +30,6 @@ void for_tiles(const LionCall& call, const Span& wave, Body body) {
   LionScalars scalars{};
   int32_t of_row = -1;
   for (int64_t t = mine.begin; t < mine.end; ++t) {
-    if (t + 2 < mine.end) fetch_ahead(table, t + 2);
     const int32_t r = table.tile_row[t];
     const Row& row = table.rows[r];
     if (r != of_row) {
