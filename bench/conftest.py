@@ -11,10 +11,9 @@ from measure import measure
 from shapes import DTYPES, GRID
 
 import largebatch
-from largebatch.cli.bench import results, tables
+from largebatch.cli.bench import collect, results, tables
 
 OURS = "largebatch"
-_RESULTS = pytest.StashKey[results.Results]()
 
 
 def pytest_addoption(parser):
@@ -92,7 +91,6 @@ def bench_op(request, benchmark, device, on_backend):
         if benchmark.disabled:  # then all that is asked is whether it runs
             benchmark.pedantic(work)
             return
-        work()  # state and plans are made: what is left is what every call takes
         launches, by_arguments = count(device, work)
         compared = implementation != OURS and OURS in family
         base = prepare(family[OURS], case) if compared else None
@@ -155,7 +153,9 @@ def bench_optimizer(bench_op, device):
             params = [torch.nn.Parameter(weight.mul_(0.02)) for weight in weights]
             for p, grad in zip(params, grads, strict=True):
                 p.grad = grad.mul_(1e-3)
-            return entry.make(params).step
+            optimizer = entry.make(params)
+            optimizer.step()  # state and plans are made: what is left is what every step takes
+            return optimizer.step
 
         bench_op("step", model, family, implementation, dtype, prepare)
 
@@ -165,41 +165,29 @@ def bench_optimizer(bench_op, device):
 # ---- Results -------------------------------------------------------------------------------------
 
 
-def _results(config):
-    if _RESULTS not in config.stash:
-        device = torch.device(config.getoption("device"))
-        config.stash[_RESULTS] = results.Results(
-            machine=results.describe(device, config.getoption("threads"), config.rootpath),
-            settings={"grid": config.getoption("grid"), "select": config.getoption("keyword")},
-        )
-    return config.stash[_RESULTS]
+class Shown(collect.Collector):
+    """For a run of pytest itself: the tables come last."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self):
+        if self.found.rows:
+            tables.show(self.found)
 
 
 def pytest_configure(config):
-    config.option.benchmark_quiet = True  # the tables below say it in a form one can read
+    config.option.benchmark_quiet = True  # the tables say it in a form one can read
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item):
-    """Keep the row, or why there is none."""
-    report = yield
-    found, path = _results(item.config), item.config.getoption("results")
-    found.add(report)
-    if path is not None and report.when == "teardown":
-        found.save(path)
-    return report
-
-
-def pytest_sessionfinish(session, exitstatus):
-    found, path = session.config.stash.get(_RESULTS, None), session.config.getoption("results")
-    if found is not None:
-        found.finished = exitstatus in (0, 1)
-        if path is not None:
-            found.save(path)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(config):
-    found = config.stash.get(_RESULTS, None)
-    if found is not None and found.rows:
-        tables.show(found)
+def pytest_runtestloop(session):
+    """Keep the results, unless `largebatch bench` runs this and does."""
+    config = session.config
+    if config.option.collectonly or config.pluginmanager.hasplugin(collect.Collector.__name__):
+        return
+    device, threads = torch.device(config.getoption("device")), config.getoption("threads")
+    found = results.Results(
+        machine=results.describe(device, threads, config.rootpath),
+        settings={"grid": config.getoption("grid"), "select": config.getoption("keyword")},
+    )
+    config.pluginmanager.register(
+        Shown(found, config.getoption("results")), collect.Collector.__name__
+    )

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-# Time for each implementation, and the fewest and most rounds.
-SECONDS = {"quick": {"cpu": 0.25, "cuda": 0.1}, "full": {"cpu": 3, "cuda": 1}}
+# Time for the rounds of a benchmark, with all that is timed in them, and how many there are.
+SECONDS = {"quick": {"cpu": 0.7, "cuda": 0.3}, "full": {"cpu": 5, "cuda": 2}}
 ROUNDS = {"quick": (3, 25), "full": (7, 50)}
-LONG, WARM_CALLS = 0.1, 10  # seconds of a call; calls right after each other
+LONG, WARM_CALLS = 0.05, 5  # seconds of a call; calls right after each other
 COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}  # no cache of the machines in question holds it
 FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU in question
 MOST_FLUSHES = 100  # about 10 ms, and far from the number of launches that a GPU queues
@@ -37,8 +37,6 @@ def measure(benchmark, device, work, base=None, grid="quick"):
     is of calls right after each other on a CPU; None for those too long for caches to matter.
     """
     extra, seconds = extra_memory(device, work)
-    fewest, most = ROUNDS[grid]
-    rounds = round(min(max(SECONDS[grid][device.type] / seconds, fewest), most))
     gc.collect()
     warm_up(device)
     copy = copy_of(device)
@@ -48,6 +46,9 @@ def measure(benchmark, device, work, base=None, grid="quick"):
     if device.type == "cuda":
         beside["work"] = clock(device, work)
     flush = Flush(device)
+    a_round = seconds + sum(seconds_of() for seconds_of in beside.values())
+    fewest, most = ROUNDS[grid]
+    rounds = round(min(max(SECONDS[grid][device.type] / a_round, fewest), most))
     seen = []
 
     def before():

@@ -38,6 +38,15 @@ class Device(click.ParamType):
         return device
 
 
+device_option = click.option(
+    "--device",
+    type=Device(),
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda or cuda:N; auto is cuda where both PyTorch and largebatch have it.",
+)
+
+
 def check_writable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """Refuse a path that could not be written in the end, before the work that it is for."""
     if value is None:

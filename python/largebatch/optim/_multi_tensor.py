@@ -342,8 +342,9 @@ class MultiTensorOptimizer(Optimizer):
             states = list(map(self.state.get, params))
             if None in states:
                 return None
-        batch = Batch(params[0].device, params, params, grads, states=states, group_of=group_of)
-        batch.plain = True
+        batch = Batch(
+            params[0].device, params, params, grads, states=states, group_of=group_of, plain=True
+        )
         batch.copy_rows = [row for row, state in enumerate(states) if "master_param" in state]
         if batch.copy_rows:
             batch.copies = [params[row] for row in batch.copy_rows]

@@ -11,7 +11,7 @@ import click
 import torch
 from click.core import ParameterSource
 
-from .._options import Device, check_writable
+from .._options import check_writable, device_option
 from .results import Results
 
 NEEDED = {"pytest": "pytest", "pytest_benchmark": "pytest-benchmark"}
@@ -33,14 +33,10 @@ def output(*names, **more):
 
 @click.command()
 @click.argument("families", nargs=-1, metavar="[FAMILY]...")
-@click.option("--full", is_flag=True, help="All cases, all backends of the CPU, longer: an hour.")
 @click.option(
-    "--device",
-    type=Device(),
-    default="auto",
-    show_default=True,
-    help="auto, cpu, cuda or cuda:N; auto is cuda where both PyTorch and largebatch have it.",
+    "--full", is_flag=True, help="All cases and dtypes, all instruction sets, more rounds."
 )
+@device_option
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
@@ -157,14 +153,12 @@ def _run(families, full, device, threads, select, json_file, suite):
 
     asked = suites.Asked(device, threads, families, full, select)
     try:
-        found = suites.run(suites.find(suite), asked, suites.default_console())
+        found = suites.run(suites.find(suite), asked, suites.default_console(), json_file)
     except suites.Unknown as error:
         raise click.UsageError(str(error)) from error
     except suites.SuiteError as error:
         click.echo(error.log, nl=False)
         raise click.ClickException(str(error)) from error
-    if json_file is not None:  # before anything else could go wrong
-        found.save(json_file)
     return found
 
 

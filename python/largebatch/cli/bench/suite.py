@@ -24,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from .collect import Collector
 from .results import Results, describe
 
 PACKAGE = Path(__file__).parents[2]
@@ -76,7 +77,9 @@ def families(folder: Path) -> dict[str, Path]:
     return {file.stem.removeprefix(PREFIX): file for file in files}
 
 
-def run(folder: Path, asked: Asked, console: Console | None = None) -> Results:
+def run(
+    folder: Path, asked: Asked, console: Console | None = None, file: Path | None = None
+) -> Results:
     """Run benchmarks and return what they say; if interrupted, what there is by then.
 
     Parameters
@@ -87,6 +90,8 @@ def run(folder: Path, asked: Asked, console: Console | None = None) -> Results:
         Which, and on what.
     console : rich.console.Console, optional
         Where the progress is shown if it is a terminal; without one it is not.
+    file : path, optional
+        Where the results are written, after each benchmark.
 
     Raises
     ------
@@ -105,7 +110,7 @@ def run(folder: Path, asked: Asked, console: Console | None = None) -> Results:
     said = io.StringIO()
     with _display(console) as display, _alone(), _quiet(said):
         status = pytest.main(
-            [*_options(folder, asked), *map(str, files)], plugins=[_Watch(found, display)]
+            [*_options(folder, asked), *map(str, files)], plugins=[_Watch(found, file, display)]
         )
     # All others of its codes are about pytest, not about a benchmark.
     codes = pytest.ExitCode
@@ -114,7 +119,6 @@ def run(folder: Path, asked: Asked, console: Console | None = None) -> Results:
         raise Unknown(f"there is no benchmark{selected} for {asked.device.type}.")
     if status not in (codes.OK, codes.TESTS_FAILED, codes.INTERRUPTED):
         raise SuiteError(_why(said.getvalue(), status), said.getvalue())
-    found.finished = status != codes.INTERRUPTED
     return found
 
 
@@ -193,23 +197,20 @@ def _display(console):
         yield progress
 
 
-class _Watch:
+class _Watch(Collector):
     """A plugin of pytest: collects rows and problems, and moves the bar.
 
     It draws between the benchmarks only, when pytest does not capture what is written.
     """
 
-    def __init__(self, found, progress):
-        self.found, self.progress = found, progress
+    def __init__(self, found, file, progress):
+        super().__init__(found, file)
+        self.progress = progress
         self.bar = progress and progress.add_task("collecting", total=None)
 
     def _show(self, **changes):
         if self.progress:
             self.progress.update(self.bar, refresh=True, **changes)
-
-    def pytest_collectreport(self, report):
-        if report.failed:
-            self.found.add(report)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session):
@@ -219,10 +220,8 @@ class _Watch:
         name = nodeid.rpartition("/")[2].replace(f".py::{PREFIX}", " ").removeprefix(PREFIX)
         self._show(description=name[:44].ljust(44))
 
-    def pytest_runtest_logreport(self, report):
-        self.found.add(report)
-
     def pytest_runtest_logfinish(self, nodeid, location):
+        super().pytest_runtest_logfinish(nodeid, location)
         self._show(advance=1)
 
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .._options import Device, check_writable
+from .._options import check_writable, device_option
 from . import data, report, train
 from .model import HEAD_WIDTH
 from .train import RECIPES, Settings
@@ -98,13 +98,7 @@ def whole(minimum: int, maximum: int | None = None) -> click.IntRange:
     help="Peak learning rate of one optimizer; repeatable. All follow the same schedule: linear "
     "warm-up over the first tenth of the steps, then linear decay to zero.",
 )
-@click.option(
-    "--device",
-    type=Device(),
-    default="auto",
-    show_default=True,
-    help="auto, cpu, cuda or cuda:N; auto is cuda where both PyTorch and largebatch have it.",
-)
+@device_option
 @click.option(
     "--seed", type=whole(0, 2**32 - 1), default=0, show_default=True, help="Of model and batches."
 )
