@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 # Time for the rounds of a benchmark, with all that is timed in them, and how many there are.
-SECONDS = {"quick": {"cpu": 0.7, "cuda": 0.3}, "full": {"cpu": 5, "cuda": 2}}
+SECONDS = {"quick": {"cpu": 0.5, "cuda": 0.3}, "full": {"cpu": 5, "cuda": 2}}
 ROUNDS = {"quick": (3, 25), "full": (7, 50)}
 LONG, WARM_CALLS = 0.05, 5  # seconds of a call; calls right after each other
 COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}  # no cache of the machines in question holds it

@@ -132,7 +132,7 @@ GRID = {
         "model": ([_BERT_35M, _TINY], [_RESNET50, _VIT_S, _DECODER_39M]),
         "factors": ([_one(1024), _FACTORS_3M], [_one(4096), _FACTORS_35M]),
         "layers": ([_LINEAR_3M], []),
-        "vector": ([_vector(25)], [_vector(27)]),
+        "vector": ([_vector(24)], [_vector(27)]),
         "heads": ([_heads(16384)], [_heads(4096)]),
     },
     "cuda": {
