@@ -20,7 +20,8 @@ import torch
 # Time for the rounds of a benchmark, with all that is timed in them, and how many there are.
 SECONDS = {"quick": {"cpu": 0.5, "cuda": 0.3}, "full": {"cpu": 5, "cuda": 2}}
 ROUNDS = {"quick": (3, 25), "full": (7, 50)}
-LONG, WARM_CALLS = 0.05, 5  # seconds of a call; calls right after each other
+LONG = 0.05  # seconds of a call, from which on it matters little what is in the caches
+WARM_SECONDS, WARM_CALLS = 0.15, (5, 25)  # the same for calls right after each other
 COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}  # no cache of the machines in question holds it
 FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU in question
 MOST_FLUSHES = 100  # about 10 ms, and far from the number of launches that a GPU queues
@@ -47,8 +48,7 @@ def measure(benchmark, device, work, base=None, grid="quick"):
         beside["work"] = clock(device, work)
     flush = Flush(device)
     a_round = seconds + sum(seconds_of() for seconds_of in beside.values())
-    fewest, most = ROUNDS[grid]
-    rounds = round(min(max(SECONDS[grid][device.type] / a_round, fewest), most))
+    rounds = how_many(SECONDS[grid][device.type] / a_round, *ROUNDS[grid])
     seen = []
 
     def before():
@@ -63,7 +63,9 @@ def measure(benchmark, device, work, base=None, grid="quick"):
     benchmark.pedantic(call, setup=before, rounds=rounds, warmup_rounds=int(seconds < LONG))
     wall = benchmark.stats.stats.data
     seen = seen[-rounds:]
-    warm = device.type == "cpu" and seconds < LONG and wall_seconds(device, work, WARM_CALLS)
+    warm = None
+    if device.type == "cpu" and seconds < LONG:
+        warm = wall_seconds(device, work, how_many(WARM_SECONDS / seconds, *WARM_CALLS))
     times = [beside["work"] for beside in seen] if device.type == "cuda" else wall
     q1, median, q3 = quartiles(times)
     found = {
@@ -85,6 +87,11 @@ def measure(benchmark, device, work, base=None, grid="quick"):
         q1, median, q3 = quartiles([t / s["base"] for t, s in zip(times, seen, strict=True)])
         found |= {"times_ours": median, "times_ours_q1": q1, "times_ours_q3": q3}
     return found
+
+
+def how_many(affordable, fewest, most):
+    """Return a whole number within limits."""
+    return round(min(max(affordable, fewest), most))
 
 
 def quartiles(values):
