@@ -90,6 +90,33 @@ def test_others_judge_nothing_and_tell_of_the_machine(role):
     assert compare(before, after).others == (pytest.approx(1.5), pytest.approx(1.2))
 
 
+def test_the_threshold_counts_from_what_others_in_the_case_have_become():
+    peer = first("lamb", "peer")
+
+    def both(ours, others, case=None):
+        found = changed(ours)
+        found.rows[peer].update(slower(found.rows[peer], others))
+        found.rows[0]["case"] = case or found.rows[0]["case"]
+        return found
+
+    def judged(ours, others, case=None):
+        found = compare(both(1, 1, case), both(ours, others, case))
+        return [c.verdict for c in found.changes if c.verdict and c.after["role"] == "ours"]
+
+    assert make().rows[0]["case"] == make().rows[peer]["case"]
+    assert judged(1.53, 1.4) == []
+    assert judged(1.55, 1.4) == ["slower"]
+    assert judged(1 / 1.53, 1 / 1.4) == []
+    assert judged(1 / 1.55, 1 / 1.4) == ["faster"]
+    # Others that have become faster are no excuse, and neither are those of another case.
+    assert judged(1.2, 0.5) == ["slower"]
+    assert judged(1.2, 1.4, "another") == ["slower"]
+
+
+def test_a_shortest_time_that_stays_is_not_flagged():
+    assert not verdicts(compare(make(), changed(1.5, min_ms=1.05 * make().rows[0]["min_ms"])))
+
+
 def test_rows_match_by_all_that_tells_them_apart():
     for name in ("family", "operation", "case", "dtype", "implementation", "backend"):
         found = compare(make(), changed(9.0, 0, **{name: "another"}))
@@ -129,7 +156,8 @@ def invoke(tmp_path):
 def test_the_command_fails_on_a_regression_only(invoke):
     result = invoke(make(), changed(1.2))
     assert result.exit_code == 1, result.output
-    assert "1 slower and 0 faster by more than 10 %, of 17 of largebatch." in result.output
+    said = "by more than 10 % beside the others of the case, of 17 of largebatch."
+    assert f"1 slower and 0 faster {said}" in result.output
     line = next(line for line in result.output.splitlines() if "+20.0 %" in line)
     assert line.split()[-1] == "slower"
     assert invoke(make(), changed(1.2), "--threshold", "30").exit_code == 0

@@ -15,7 +15,7 @@ _SAME = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass
 class Change:
     """One benchmark that both files have.
 
@@ -28,6 +28,8 @@ class Change:
     copy_ratio : float
         The same in units of a copy that was timed beside them: a machine whose memory is in
         another state than it was takes longer for both.
+    fastest_ratio : float
+        Of the shortest times: a core that is shared is alone for some of the rounds.
     verdict : str
         "slower", "faster" or empty.
     """
@@ -36,7 +38,14 @@ class Change:
     after: dict
     time_ratio: float
     copy_ratio: float
-    verdict: str
+    fastest_ratio: float
+    verdict: str = ""
+
+    @property
+    def agreed_ratio(self) -> float:
+        """What the three agree on: that nearest to 1, or 1 where they differ in direction."""
+        ratios = self.time_ratio, self.copy_ratio, self.fastest_ratio
+        return max(min(*ratios), 1.0) * min(max(*ratios), 1.0)
 
 
 @dataclass
@@ -89,8 +98,10 @@ class Comparison:
 def compare(before: Results, after: Results, threshold: float = 0.10) -> Comparison:
     """Match the rows of two runs and judge each pair.
 
-    Slower means: by more than the threshold both in time and in copies, and the quartiles do not
-    overlap. Each alone is what a machine does that others use too.
+    Slower means: by more than the threshold in time, in copies and in the shortest time, and the
+    quartiles do not overlap. Each alone is what a machine does that others use too. What it does to
+    the calls of others in the same case, it does to ours: the threshold counts from the one of them
+    that has become slower most. Faster likewise.
 
     Raises
     ------
@@ -102,9 +113,17 @@ def compare(before: Results, after: Results, threshold: float = 0.10) -> Compari
         if a != b:
             raise ValueError(f"{name} differ: {a} before, {b} after. Compare runs of one machine.")
     old, new = ({_key(row): row for row in found.rows} for found in (before, after))
+    changes = [_change(old[key], row) for key, row in new.items() if key in old]
+    others = [change for change in changes if change.after["role"] != "ours"]
+    for change in changes:
+        beside = [1.0]
+        if change.after["role"] == "ours":
+            beside += [c.agreed_ratio for c in others if c.after["case"] == change.after["case"]]
+        least, most = min(beside) / (1 + threshold), max(beside) * (1 + threshold)
+        change.verdict = _verdict(change, least, most)
     return Comparison(
         threshold,
-        changes=[_judge(old[key], row, threshold) for key, row in new.items() if key in old],
+        changes=changes,
         only_before=[row for key, row in old.items() if key not in new],
         only_after=[row for key, row in new.items() if key not in old],
     )
@@ -114,12 +133,16 @@ def _key(row):
     return tuple(row[name] for name in _SAME)
 
 
-def _judge(before, after, threshold):
-    time_ratio = after["median_ms"] / before["median_ms"]
-    copy_ratio = time_ratio * after["copy_GBps"] / before["copy_GBps"]
-    verdict = ""
-    if min(time_ratio, copy_ratio) > 1 + threshold and after["q1_ms"] > before["q3_ms"]:
-        verdict = REGRESSED
-    elif max(time_ratio, copy_ratio) < 1 / (1 + threshold) and after["q3_ms"] < before["q1_ms"]:
-        verdict = IMPROVED
-    return Change(before, after, time_ratio, copy_ratio, verdict)
+def _change(before, after):
+    time = after["median_ms"] / before["median_ms"]
+    copies = time * after["copy_GBps"] / before["copy_GBps"]
+    return Change(before, after, time, copies, after["min_ms"] / before["min_ms"])
+
+
+def _verdict(change, least, most):
+    before, after = change.before, change.after
+    if change.agreed_ratio > most and after["q1_ms"] > before["q3_ms"]:
+        return REGRESSED
+    if change.agreed_ratio < least and after["q3_ms"] < before["q1_ms"]:
+        return IMPROVED
+    return ""

@@ -187,10 +187,10 @@ def show_comparison(found: Comparison, console: Console | None = None) -> None:
             f"The others, which have not changed here: {_change(time)} in time, "
             f"{_change(copies)} in copies (median)."
         )
+    ours = sum(change.after["role"] == "ours" for change in found.changes)
     say(
         f"{len(found.regressions)} slower and {len(found.improvements)} faster by more than "
-        f"{100 * found.threshold:g} %, of {sum(c.after['role'] == 'ours' for c in found.changes)} "
-        f"of {OURS}."
+        f"{100 * found.threshold:g} % beside the others of the case, of {ours} of {OURS}."
     )
 
 
