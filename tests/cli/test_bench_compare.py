@@ -93,14 +93,13 @@ def test_others_judge_nothing_and_tell_of_the_machine(role):
 def test_the_threshold_counts_from_what_others_in_the_case_have_become():
     peer = first("lamb", "peer")
 
-    def both(ours, others, case=None):
-        found = changed(ours)
+    def both(ours, others, **over):
+        found = changed(ours, **over)
         found.rows[peer].update(slower(found.rows[peer], others))
-        found.rows[0]["case"] = case or found.rows[0]["case"]
         return found
 
-    def judged(ours, others, case=None):
-        found = compare(both(1, 1, case), both(ours, others, case))
+    def judged(ours, others, **over):
+        found = compare(both(1, 1, **over), both(ours, others, **over))
         return [c.verdict for c in found.changes if c.verdict and c.after["role"] == "ours"]
 
     assert make().rows[0]["case"] == make().rows[peer]["case"]
@@ -108,9 +107,10 @@ def test_the_threshold_counts_from_what_others_in_the_case_have_become():
     assert judged(1.55, 1.4) == ["slower"]
     assert judged(1 / 1.53, 1 / 1.4) == []
     assert judged(1 / 1.55, 1 / 1.4) == ["faster"]
-    # Others that have become faster are no excuse, and neither are those of another case.
+    # Others that have become faster are no excuse, nor are those of another case or family.
     assert judged(1.2, 0.5) == ["slower"]
-    assert judged(1.2, 1.4, "another") == ["slower"]
+    assert judged(1.2, 1.4, case="another") == ["slower"]
+    assert judged(1.2, 1.4, family="another") == ["slower"]
 
 
 def test_a_shortest_time_that_stays_is_not_flagged():
@@ -156,7 +156,7 @@ def invoke(tmp_path):
 def test_the_command_fails_on_a_regression_only(invoke):
     result = invoke(make(), changed(1.2))
     assert result.exit_code == 1, result.output
-    said = "by more than 10 % beside the others of the case, of 17 of largebatch."
+    said = "by more than 10 % beside others in the case, of 17 of largebatch."
     assert f"1 slower and 0 faster {said}" in result.output
     line = next(line for line in result.output.splitlines() if "+20.0 %" in line)
     assert line.split()[-1] == "slower"

@@ -100,8 +100,8 @@ def compare(before: Results, after: Results, threshold: float = 0.10) -> Compari
 
     Slower means: by more than the threshold in time, in copies and in the shortest time, and the
     quartiles do not overlap. Each alone is what a machine does that others use too. What it does to
-    the calls of others in the same case, it does to ours: the threshold counts from the one of them
-    that has become slower most. Faster likewise.
+    the calls of others in the same family and case, which run within the same minute, it does to
+    ours: the threshold counts from the one of them that has become slower most. Faster likewise.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def compare(before: Results, after: Results, threshold: float = 0.10) -> Compari
     for change in changes:
         beside = [1.0]
         if change.after["role"] == "ours":
-            beside += [c.agreed_ratio for c in others if c.after["case"] == change.after["case"]]
+            beside += [c.agreed_ratio for c in others if _beside(c.after) == _beside(change.after)]
         least, most = min(beside) / (1 + threshold), max(beside) * (1 + threshold)
         change.verdict = _verdict(change, least, most)
     return Comparison(
@@ -131,6 +131,10 @@ def compare(before: Results, after: Results, threshold: float = 0.10) -> Compari
 
 def _key(row):
     return tuple(row[name] for name in _SAME)
+
+
+def _beside(row):
+    return row["family"], row["case"]
 
 
 def _change(before, after):

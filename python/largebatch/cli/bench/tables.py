@@ -190,7 +190,7 @@ def show_comparison(found: Comparison, console: Console | None = None) -> None:
     ours = sum(change.after["role"] == "ours" for change in found.changes)
     say(
         f"{len(found.regressions)} slower and {len(found.improvements)} faster by more than "
-        f"{100 * found.threshold:g} % beside the others of the case, of {ours} of {OURS}."
+        f"{100 * found.threshold:g} % beside others in the case, of {ours} of {OURS}."
     )
 
 
