@@ -6,7 +6,7 @@ Bytes per fp32 parameter: weights and momentum read and written, the gradient re
 fused SGD with momentum moves; whatever the function of each element is, and with rows normalised on
 the way. With the momentum in 8 bits it is 14.1; with a norm of the whole tensor 28.
 
-With 8 bits it takes longer in spite of that: callgrind counts 28 AVX2 instructions an element in
+With 8 bits it takes longer in spite of that: callgrind counts 29 AVX2 instructions an element in
 place of 4, of which 13 make the random word that rounds the momentum and 12 are its conversions.
 """
 
