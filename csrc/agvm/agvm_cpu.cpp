@@ -17,14 +17,11 @@ void half_dots(const Plan& plan, const Table& table, const HalfDots& dots, doubl
                double* sums) {
   const auto half_dots_tile = LB_FOR_ISA(half_dots_tile);
 #pragma omp parallel num_threads(threads_for(plan.numel()))
-  {
-    const Span mine = share(table, {0, table.num_tiles}, thread_index(), team_size());
-    for (int64_t t = mine.begin; t < mine.end; ++t) {
-      const Tile tile = tile_at(table, int32_t(t));
-      half_dots_tile(table.rows[tile.row], table.grads[tile.row], dots, tile,
-                     partials + kHalfSums * t);
-    }
-  }
+  for_tiles(table, {0, table.num_tiles}, [&](int32_t t) {
+    const Tile tile = tile_at(table, t);
+    half_dots_tile(table.rows[tile.row], table.grads[tile.row], dots, tile,
+                   partials + kHalfSums * int64_t(t));
+  });
   for (int32_t r = 0; r < table.num_rows; ++r) {
     const Row& row = table.rows[r];
     double* of_row = sums + kHalfSums * int64_t(row.index);

@@ -3,13 +3,11 @@
 #include "bind/arrays.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "bind/errors.h"
-#include "bind/exporter.h"
+#include "bind/fetch_ahead.h"
 #include "core/error.h"
-#include "core/macros.h"
 
 namespace py = pybind11;
 
@@ -66,51 +64,29 @@ bool is_negative_view(const TensorView& view, py::handle tensor) {
   return answer.is(py::bool_(true));
 }
 
-// Of some thousand tensors none is in a cache when its turn comes, and waiting for each takes
-// longer than what is done with it. An object of torch is a header and a pointer to what it is
-// about; if it should not be, we ask for memory that is not needed, which harms nothing. Inline,
-// because GCC takes a function that only asks for memory for one that does nothing.
-LB_HD void fetch_ahead(PyObject* const* items, size_t i, size_t count) {
-  constexpr size_t kLine = 64;
-  const auto* object = reinterpret_cast<char*>(items[std::min(i + 8, count - 1)]);
-  const char* about;
-  std::memcpy(&about, object + sizeof(PyObject), sizeof about);
-  for (size_t at = 0; at < 3 * kLine; at += kLine) __builtin_prefetch(about + at);
-  __builtin_prefetch(items[std::min(i + 16, count - 1)]);
-}
-
-py::tuple items_of(const char* op, const char* argument, py::handle sequence) {
-  if (PyTuple_Check(sequence.ptr())) return py::reinterpret_borrow<py::tuple>(sequence);
-  // No other iterable: a tensor is one too, and would fall apart into its rows.
-  if (PyList_Check(sequence.ptr())) {
-    return py::reinterpret_steal<py::tuple>(PyList_AsTuple(sequence.ptr()));
-  }
-  throw TypeError(std::string(op) + ": " + argument + " is " + kind_of(sequence) +
-                  ", expected a list or tuple of arrays.");
-}
-
 }  // namespace
 
 // ---- ArrayList ----------------------------------------------------------------------------------
 
+ArrayList::ArrayList(const char* op, const char* argument, py::tuple items, bool single)
+    : op_(op), argument_(argument), single_(single), items_(std::move(items)) {}
+
 ArrayList::ArrayList(const char* op, const char* argument, py::handle sequence,
                      const ArrayList* first)
-    : ArrayList(op, argument, items_of(op, argument, sequence), false, first) {}
-
-ArrayList::ArrayList(const char* op, const char* argument, py::tuple items, bool single,
-                     const ArrayList* first)
-    : op_(op), argument_(argument), single_(single), items_(std::move(items)) {
-  collect(first);
+    : ArrayList(op, argument, items_of(op, argument, sequence), false) {
+  view_rows(this, 1, first);
 }
 
 ArrayList ArrayList::single(const char* op, const char* argument, py::handle array,
                             const ArrayList* first) {
-  return ArrayList(op, argument, py::make_tuple(array), true, first);
+  ArrayList list(op, argument, py::make_tuple(array), true);
+  view_rows(&list, 1, first);
+  return list;
 }
 
 ArrayList ArrayList::optional(const char* op, const char* argument, py::handle array_or_none,
                               const ArrayList* first) {
-  if (array_or_none.is_none()) return ArrayList(op, argument, py::tuple(), true, first);
+  if (array_or_none.is_none()) return ArrayList(op, argument, py::tuple(), true);
   return single(op, argument, array_or_none, first);
 }
 
@@ -129,43 +105,60 @@ std::string ArrayList::label(size_t i) const {
 
 std::string ArrayList::where(size_t i) const { return std::string(op_) + ": " + label(i); }
 
-void ArrayList::collect(const ArrayList* first) {
-  const size_t count = items_.size();
-  views_.reserve(count);
-  PyObject* const* items = PySequence_Fast_ITEMS(items_.ptr());
-  PyTypeObject* type = nullptr;
-  Exporter* exporter = nullptr;
-  Rung rung = Rung::exchange;
-  for (size_t i = 0; i < count; ++i) {
-    const py::handle array = object(i);
-    if (Py_TYPE(array.ptr()) != type) {
-      exporter = exporter_of(array);
-      if (exporter == nullptr) {
-        throw TypeError(where(i) + " is " + kind_of(array) +
-                        ", expected an array (a torch.Tensor, or an object with __dlpack__).");
-      }
-      type = Py_TYPE(array.ptr());
-      rung = exporter->rung();
-      if (i == 0) first_exporter_ = exporter;
+py::tuple ArrayList::items_of(const char* op, const char* argument, py::handle sequence) {
+  if (PyTuple_Check(sequence.ptr())) return py::reinterpret_borrow<py::tuple>(sequence);
+  // No other iterable: a tensor is one too, and would fall apart into its rows.
+  if (PyList_Check(sequence.ptr())) {
+    return py::reinterpret_steal<py::tuple>(PyList_AsTuple(sequence.ptr()));
+  }
+  throw TypeError(std::string(op) + ": " + argument + " is " + kind_of(sequence) +
+                  ", expected a list or tuple of arrays.");
+}
+
+void ArrayList::view_rows(ArrayList* lists, size_t count, const ArrayList* first) {
+  size_t longest = 0;
+  for (size_t k = 0; k < count; ++k) {
+    lists[k].views_.reserve(lists[k].items_.size());
+    longest = std::max(longest, lists[k].items_.size());
+  }
+  for (size_t i = 0; i < longest; ++i) {
+    for (size_t k = 0; k < count; ++k) {
+      if (i < lists[k].items_.size()) lists[k].view(i, k == 0 ? first : &lists[0]);
     }
-    if (exporter->library == Library::torch) fetch_ahead(items, i, count);
-    switch (rung) {
-      case Rung::exchange:
-        add_borrowed(i, *exporter);
-        break;
-      case Rung::managed:
-        add_managed(i, *exporter);
-        break;
-      case Rung::capsule:
-        add_capsule(i, torch_capsule(array.ptr()));
-        break;
-      case Rung::protocol:
-        add_protocol(i, *exporter, first);
-        break;
+  }
+}
+
+void ArrayList::view(size_t i, const ArrayList* first) {
+  PyObject* const* const items = PySequence_Fast_ITEMS(items_.ptr());
+  const py::handle array = items[i];
+  if (Py_TYPE(array.ptr()) != type_) {
+    exporter_ = exporter_of(array);
+    if (exporter_ == nullptr) {
+      throw TypeError(where(i) + " is " + kind_of(array) +
+                      ", expected an array (a torch.Tensor, or an object with __dlpack__).");
     }
-    if (exporter->library == Library::torch && is_negative_view(views_.back(), array)) {
-      throw TypeError(where(i) + " has its negative bit set. Pass x.resolve_neg().");
-    }
+    type_ = Py_TYPE(array.ptr());
+    rung_ = exporter_->rung();
+    if (i == 0) first_exporter_ = exporter_;
+  }
+  const bool torch = exporter_->library == Library::torch;
+  if (torch) fetch_ahead(items, i, items_.size());
+  switch (rung_) {
+    case Rung::exchange:
+      add_borrowed(i, *exporter_);
+      break;
+    case Rung::managed:
+      add_managed(i, *exporter_);
+      break;
+    case Rung::capsule:
+      add_capsule(i, torch_capsule(array.ptr()));
+      break;
+    case Rung::protocol:
+      add_protocol(i, *exporter_, first);
+      break;
+  }
+  if (torch && is_negative_view(views_.back(), array)) {
+    throw TypeError(where(i) + " has its negative bit set. Pass x.resolve_neg().");
   }
 }
 
@@ -224,7 +217,7 @@ void ArrayList::add_versioned(size_t i, const dlpack::VersionedTensor& tensor) {
 }
 
 void ArrayList::add(size_t i, const dlpack::Tensor& tensor) {
-  TensorView view;
+  TensorView& view = views_.emplace_back();  // in place: a copy would wait for each of its fields
   if (!to_device(tensor.device, view.device)) {
     throw ValueError(where(i) + " is on a device of DLPack type " +
                      std::to_string(tensor.device.type) + ", expected cpu or cuda.");
@@ -246,7 +239,6 @@ void ArrayList::add(size_t i, const dlpack::Tensor& tensor) {
   if (tensor.data == nullptr && view.numel > 0) fail_to_view(i);
   view.data =
       tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset;
-  views_.push_back(view);
   int64_t elements = view.numel;  // in memory, with those between the rows of a view
   if (view.strides != nullptr && view.numel > 0) {
     int64_t reach = 0;

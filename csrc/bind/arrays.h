@@ -8,17 +8,17 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "bind/dlpack_abi.h"
+#include "bind/exporter.h"
 #include "core/tensor.h"
 #include "core/watch.h"
 
 namespace lb::bind {
-
-struct Exporter;  // what is known of a Python type (exporter.h)
 
 // The arrays of one argument. Construct and destroy it with the GIL held; in between the GIL may
 // be released: the arrays, and with them the views, live as long as the list does.
@@ -31,6 +31,18 @@ class ArrayList {
   // stream are told that one. Null: this list itself.
   ArrayList(const char* op, const char* argument, pybind11::handle sequence,
             const ArrayList* first = nullptr);
+
+  // The lists of several arguments, of as many arrays each or of fewer, taken row by row: what
+  // belongs to one tensor was made at one time, and lies together. The first is `first` of the
+  // others.
+  struct Argument {
+    const char* name;
+    pybind11::handle sequence;
+  };
+  template <size_t N>
+  static std::array<ArrayList, N> rows(const char* op, const Argument (&arguments)[N]) {
+    return rows(op, arguments, std::make_index_sequence<N>());
+  }
 
   // An argument that is one array: a list of one, called `argument` and not `argument[0]`.
   static ArrayList single(const char* op, const char* argument, pybind11::handle array,
@@ -59,8 +71,18 @@ class ArrayList {
   std::string where(size_t i) const;  // "lamb: grads[3]", the beginning of every message
 
  private:
-  ArrayList(const char* op, const char* argument, pybind11::tuple items, bool single,
-            const ArrayList* first);
+  ArrayList(const char* op, const char* argument, pybind11::tuple items, bool single);
+
+  template <size_t N, size_t... I>
+  static std::array<ArrayList, N> rows(const char* op, const Argument (&arguments)[N],
+                                       std::index_sequence<I...>) {
+    std::array<ArrayList, N> lists{ArrayList(
+        op, arguments[I].name, items_of(op, arguments[I].name, arguments[I].sequence), false)...};
+    view_rows(lists.data(), N, nullptr);
+    return lists;
+  }
+  static pybind11::tuple items_of(const char* op, const char* argument, pybind11::handle sequence);
+  static void view_rows(ArrayList* lists, size_t count, const ArrayList* first);
 
   struct Release {
     void operator()(dlpack::VersionedTensor* tensor) const {
@@ -68,7 +90,7 @@ class ArrayList {
     }
   };
 
-  void collect(const ArrayList* first);
+  void view(size_t i, const ArrayList* first);
   void add_borrowed(size_t i, const Exporter& exporter);
   void add_managed(size_t i, const Exporter& exporter);
   void add_capsule(size_t i, PyObject* new_capsule);
@@ -86,6 +108,9 @@ class ArrayList {
   std::vector<pybind11::object> capsules_;  // not consumed: their own destructors release
   std::vector<size_t> read_only_;           // indices, ascending
   const Exporter* first_exporter_ = nullptr;
+  Exporter* exporter_ = nullptr;  // of the type of the last array: mostly that of all
+  PyTypeObject* type_ = nullptr;
+  Rung rung_ = Rung::exchange;
   Watch watch_;
 };
 

@@ -34,14 +34,15 @@ void adan_step(AdanPlan& plan, py::handle params_, py::handle grads_, py::handle
                py::handle grad_sq_sum, py::handle grad_scale, py::handle found_inf) {
   constexpr const char* op = "adan_step";
   // Views.
-  const ArrayList params(op, "params", params_);
-  const ArrayList grads(op, "grads", grads_, &params);
-  const ArrayList exp_avgs(op, "exp_avgs", exp_avgs_, &params);
-  const ArrayList exp_avg_diffs(op, "exp_avg_diffs", exp_avg_diffs_, &params);
-  const ArrayList exp_avg_sqs(op, "exp_avg_sqs", exp_avg_sqs_, &params);
-  const ArrayList neg_pre_grads(op, "neg_pre_grads", neg_pre_grads_, &params);
-  const ArrayList steps(op, "steps", steps_, &params);
-  const ArrayList copies(op, "copies", copies_, &params);
+  const auto [params, grads, exp_avgs, exp_avg_diffs, exp_avg_sqs, neg_pre_grads, steps, copies] =
+      ArrayList::rows(op, {{"params", params_},
+                           {"grads", grads_},
+                           {"exp_avgs", exp_avgs_},
+                           {"exp_avg_diffs", exp_avg_diffs_},
+                           {"exp_avg_sqs", exp_avg_sqs_},
+                           {"neg_pre_grads", neg_pre_grads_},
+                           {"steps", steps_},
+                           {"copies", copies_}});
   const StepScalars scalars(op, params, grad_sq_sum, grad_scale, found_inf);
   std::vector<AdanGroup> groups;
   for (const py::dict& dict : groups_) groups.push_back(read_group(op, int(groups.size()), dict));

@@ -48,9 +48,8 @@ void half_dots(py::handle x_, py::handle y_, const std::array<double, 4>& combin
                py::handle sums_) {
   constexpr const char* op = "half_dots";
   // Views.
-  const ArrayList x(op, "x", x_);
-  const ArrayList y(op, "y", y_, &x);
-  const ArrayList squares(op, "exp_avg_sq", exp_avg_sq, &x);
+  const auto [x, y, squares] =
+      ArrayList::rows(op, {{"x", x_}, {"y", y_}, {"exp_avg_sq", exp_avg_sq}});
   const ArrayList grad_scale = ArrayList::optional(op, "grad_scale", grad_scale_, &x);
   const ArrayList sums = ArrayList::single(op, "sums", sums_, &x);
   const GroupReader reader(op, -1, hyper);

@@ -106,8 +106,8 @@ void kron_rank1_update(py::handle factors_, py::handle vectors_, py::handle norm
                        py::handle counters_, const py::dict& hyper_, py::handle skip_) {
   constexpr const char* op = "kron_rank1_update";
   // Views.
-  const ArrayList factors(op, "factors", factors_);
-  const ArrayList vectors(op, "vectors", vectors_, &factors);
+  const auto [factors, vectors] =
+      ArrayList::rows(op, {{"factors", factors_}, {"vectors", vectors_}});
   const ArrayList norms = ArrayList::single(op, "norms", norms_, &factors);
   const ArrayList counters = ArrayList::single(op, "counters", counters_, &factors);
   const ArrayList skip = ArrayList::optional(op, "skip", skip_, &factors);

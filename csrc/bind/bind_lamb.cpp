@@ -40,12 +40,13 @@ void lamb_step(LambPlan& plan, py::handle params_, py::handle grads_, py::handle
                py::handle grad_sq_sum, py::handle grad_scale, py::handle found_inf) {
   constexpr const char* op = "lamb_step";
   // Views.
-  const ArrayList params(op, "params", params_);
-  const ArrayList grads(op, "grads", grads_, &params);
-  const ArrayList exp_avgs(op, "exp_avgs", exp_avgs_, &params);
-  const ArrayList exp_avg_sqs(op, "exp_avg_sqs", exp_avg_sqs_, &params);
-  const ArrayList steps(op, "steps", steps_, &params);
-  const ArrayList copies(op, "copies", copies_, &params);
+  const auto [params, grads, exp_avgs, exp_avg_sqs, steps, copies] =
+      ArrayList::rows(op, {{"params", params_},
+                           {"grads", grads_},
+                           {"exp_avgs", exp_avgs_},
+                           {"exp_avg_sqs", exp_avg_sqs_},
+                           {"steps", steps_},
+                           {"copies", copies_}});
   const ArrayList sums = ArrayList::optional(op, "sums", sums_, &params);
   const StepScalars scalars(op, params, grad_sq_sum, grad_scale, found_inf);
   const Phases phases = parse_phases(op, phases_);

@@ -56,11 +56,12 @@ void lars_step(LarsPlan& plan, py::handle params_, py::handle grads_, py::handle
                py::handle grad_scale, py::handle found_inf) {
   constexpr const char* op = "lars_step";
   // Views.
-  const ArrayList params(op, "params", params_);
-  const ArrayList grads(op, "grads", grads_, &params);
-  const ArrayList buffers(op, "momentum_buffers", buffers_, &params);
-  const ArrayList steps(op, "steps", steps_, &params);
-  const ArrayList copies(op, "copies", copies_, &params);
+  const auto [params, grads, buffers, steps, copies] =
+      ArrayList::rows(op, {{"params", params_},
+                           {"grads", grads_},
+                           {"momentum_buffers", buffers_},
+                           {"steps", steps_},
+                           {"copies", copies_}});
   const ArrayList sums = ArrayList::optional(op, "sums", sums_, &params);
   const StepScalars scalars(op, params, py::none(), grad_scale, found_inf);
   const Phases phases = parse_phases(op, phases_);

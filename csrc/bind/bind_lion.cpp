@@ -161,12 +161,13 @@ void lion_step(LionPlan& plan, py::handle params_, py::handle grads_, py::handle
                py::handle grad_scale, py::handle found_inf) {
   constexpr const char* op = "lion_step";
   // Views.
-  const ArrayList params(op, "params", params_);
-  const ArrayList grads(op, "grads", grads_, &params);
-  const ArrayList exp_avgs(op, "exp_avgs", exp_avgs_, &params);
-  const ArrayList scales(op, "scales", scales_, &params);
-  const ArrayList steps(op, "steps", steps_, &params);
-  const ArrayList copies(op, "copies", copies_, &params);
+  const auto [params, grads, exp_avgs, scales, steps, copies] =
+      ArrayList::rows(op, {{"params", params_},
+                           {"grads", grads_},
+                           {"exp_avgs", exp_avgs_},
+                           {"scales", scales_},
+                           {"steps", steps_},
+                           {"copies", copies_}});
   const StepScalars scalars(op, params, py::none(), grad_scale, found_inf);
   std::vector<LionGroup> groups;
   for (const py::dict& dict : groups_) groups.push_back(read_group(op, int(groups.size()), dict));

@@ -8,7 +8,8 @@
 
 #define LB_PARTS(X) \
   X(info)           \
-  X(arrays) X(norm) X(lamb) X(lars) X(adan) X(lion) X(agvm) X(kron) X(topk) X(wire) X(ulysses)
+  X(arrays)         \
+  X(collect) X(norm) X(lamb) X(lars) X(adan) X(lion) X(agvm) X(kron) X(topk) X(wire) X(ulysses)
 
 namespace lb::bind {
 #define LB_DECLARE(part) void register_##part(pybind11::module_& module);

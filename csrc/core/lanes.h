@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/fetch.h"
 #include "core/macros.h"
 
 // With errno set by sqrtf no loop that has one is vectorised: 6 to 23 times slower.
@@ -41,7 +42,7 @@ struct LaneSum {
 // fast). What is asked for beyond an array is ignored.
 template <class T>
 LB_HD void ask_ahead(const T* stride) {
-  constexpr size_t kPage = 4096, kLine = 64;
+  constexpr size_t kPage = 4096;
   const auto ahead = reinterpret_cast<uintptr_t>(stride) + kPage;
   for (size_t at = 0; at < kLanes * sizeof(T); at += kLine) {
     __builtin_prefetch(reinterpret_cast<const void*>(ahead + at));

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/fetch.h"
 #include "core/plan.h"
 
 #if defined(_OPENMP)
@@ -61,6 +62,30 @@ inline Span share(const Table& table, Span all, int index, int count) {
     return low;
   };
   return {index == 0 ? all.begin : cut(index), index == count - 1 ? all.end : cut(index + 1)};
+}
+
+// Asks for where the arrays of the tile after the next one begin, or of the last before `end`. The
+// processor foresees the lines of an array, but not which array comes next, and tiny tensors are
+// over before it has seen that they go on.
+LB_HD void fetch_ahead(const Table& table, int64_t tile, int64_t end) {
+  const Tile coming = tile_at(table, int32_t(std::min(tile + 2, end - 1)));
+  const Row& row = table.rows[coming.row];
+  const auto ask = [&](const void* array, DType dtype) LB_INLINE {
+    const int64_t size = size_of(dtype);
+    fetch(static_cast<const char*>(array) + coming.start * size, coming.numel * size);
+  };
+  for (int role = 0; role < kMaxRoles; ++role) ask(row.data[role], row.dtypes[role]);
+  ask(table.grads[coming.row], row.grad_dtype);
+}
+
+// Calls body(tile) for the part of tiles `all` that this thread takes, in order.
+template <class Body>
+void for_tiles(const Table& table, Span all, Body body) {
+  const Span mine = share(table, all, thread_index(), team_size());
+  for (int64_t t = mine.begin; t < mine.end; ++t) {
+    fetch_ahead(table, t, mine.end);
+    body(int32_t(t));
+  }
 }
 
 }  // namespace lb

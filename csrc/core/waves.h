@@ -29,18 +29,16 @@ void run_waves(const Plan& plan, const Table& table, Phases phases, double* part
                Control& control, First first, Ratio ratio, Second second) {
 #pragma omp parallel num_threads(threads_for(plan.numel()))
   for (const Span& wave : plan.waves()) {
-    const Span mine = share(table, wave, thread_index(), team_size());
     if (phases.first) {
-      for (int64_t t = mine.begin; t < mine.end; ++t) {
-        first(tile_at(table, int32_t(t)), partials + 2 * t);
-      }
+      for_tiles(table, wave,
+                [&](int32_t t) { first(tile_at(table, t), partials + 2 * int64_t(t)); });
 #pragma omp barrier
     }
     if (!phases.second) continue;
     int32_t row = -1;
     double row_ratio = 0;
-    for (int64_t t = mine.begin; t < mine.end; ++t) {
-      const Tile tile = tile_at(table, int32_t(t));
+    for_tiles(table, wave, [&](int32_t t) {
+      const Tile tile = tile_at(table, t);
       if (tile.row != row) {  // every thread sums for itself: the same numbers, the same order
         row = tile.row;
         double of_row[2] = {sums[2 * table.rows[row].index], sums[2 * table.rows[row].index + 1]};
@@ -48,7 +46,7 @@ void run_waves(const Plan& plan, const Table& table, Phases phases, double* part
         row_ratio = ratio(row, of_row);
       }
       second(tile, row_ratio);
-    }
+    });
   }
   control.nonfinite = 0;
   for (int32_t r = 0; r < table.num_rows; ++r) {

@@ -3,6 +3,7 @@
 //
 // LAMB on the CPU.
 #include "core/isa.h"
+#include "core/prepare.h"
 #include "core/sq_sum.h"
 #include "core/waves.h"
 #include "lamb/lamb.h"
@@ -35,10 +36,9 @@ void lamb_step(const LambCall& call) {
   const auto& ws = call.workspace;
   const Table table = ws.table();
   lamb_decide(call.inputs, call.clip, sum_of_gradients(call), *ws.control);
-  for (int32_t r = 0; r < ws.num_rows; ++r) {
-    ws.scalars[r] = lamb_prepare(ws.groups[ws.rows[r].group], call.inputs, *ws.control,
-                                 call.phases.first, ws.rows[r].step);
-  }
+  prepare_rows(ws, [&](const LambGroup& group, float* step) {
+    return lamb_prepare(group, call.inputs, *ws.control, call.phases.first, step);
+  });
   if (ws.control->skip) return;
   const auto moments_tile = LB_FOR_ISA(lamb_moments_tile);
   const auto apply_tile = LB_FOR_ISA(lamb_apply_tile);

@@ -3,6 +3,7 @@
 //
 // LARS on the CPU.
 #include "core/isa.h"
+#include "core/prepare.h"
 #include "core/waves.h"
 #include "lars/lars.h"
 
@@ -20,10 +21,9 @@ void lars_step(const LarsCall& call) {
   const Table table = ws.table();
   lars_decide(call.inputs, *ws.control);
   if (call.phases.second) {
-    for (int32_t r = 0; r < ws.num_rows; ++r) {
-      ws.scalars[r] =
-          lars_prepare(ws.groups[ws.rows[r].group], call.inputs, *ws.control, ws.rows[r].step);
-    }
+    prepare_rows(ws, [&](const LarsGroup& group, float* step) {
+      return lars_prepare(group, call.inputs, *ws.control, step);
+    });
   }
   if (ws.control->skip) return;
   const double grad_scale = grad_scale_of(call.inputs);

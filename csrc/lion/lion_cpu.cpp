@@ -23,13 +23,12 @@ namespace {
 
 // Calls body(tile, row, its scalars) for the tiles of this thread.
 template <class Body>
-void for_tiles(const LionCall& call, const Span& wave, Body body) {
+void for_scaled_tiles(const LionCall& call, const Span& wave, Body body) {
   const auto& ws = call.workspace;
   const Table table = ws.table();
-  const Span mine = share(table, wave, thread_index(), team_size());
   LionScalars scalars{};
   int32_t of_row = -1;
-  for (int64_t t = mine.begin; t < mine.end; ++t) {
+  for_tiles(table, wave, [&](int32_t t) {
     const int32_t r = table.tile_row[t];
     const Row& row = table.rows[r];
     if (r != of_row) {
@@ -37,8 +36,8 @@ void for_tiles(const LionCall& call, const Span& wave, Body body) {
                              grad_scale_of(call.inputs));
       of_row = r;
     }
-    body(int32_t(t), r, scalars);
-  }
+    body(t, r, scalars);
+  });
 }
 
 // Stats of all groups of a wave that come in parts, in three steps between barriers.
@@ -46,7 +45,7 @@ void reduce_wave(const LionCall& call, const Span& wave) {
   const auto& ws = call.workspace;
   const Table table = ws.table();
   const auto reduce_tile = LB_FOR_ISA(lion_reduce_tile);
-  for_tiles(call, wave, [&](int32_t t, int32_t r, const LionScalars& scalars) {
+  for_scaled_tiles(call, wave, [&](int32_t t, int32_t r, const LionScalars& scalars) {
     const Row& row = table.rows[r];
     if (row.variant != kLionParted) return;
     reduce_tile(row, table.grads[r], scalars, t - row.first_tile, ws.partials);
@@ -84,7 +83,7 @@ void lion_step(const LionCall& call) {
   for (const Span& wave : waves) {
     if (wave.begin == wave.end) continue;
     if (in_parts) reduce_wave(call, wave);
-    for_tiles(call, wave, [&](int32_t t, int32_t r, const LionScalars& scalars) {
+    for_scaled_tiles(call, wave, [&](int32_t t, int32_t r, const LionScalars& scalars) {
       const Row& row = table.rows[r];
       nonfinite += row.variant < kLionGrouped
                        ? step_tile(row, table.grads[r], scalars, tile_at(table, t))

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 #endif
 
+#include "core/fetch.h"
 #include "core/macros.h"
 #include "core/visit.h"
 #include "ulysses/ulysses.h"
@@ -13,8 +14,6 @@
 namespace lb::LB_ISA {
 
 namespace {
-
-constexpr int64_t kLine = 64;  // bytes of a line of the cache
 
 // memcpy of whole lines, to memory and not to the cache. The compiler has no such store of its own.
 LB_HD void copy_past_the_cache([[maybe_unused]] char* to, [[maybe_unused]] const char* from,

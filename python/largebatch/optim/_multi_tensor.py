@@ -3,8 +3,6 @@
 """What the optimizers of the package share: everything of ``step`` but the arithmetic."""
 
 from dataclasses import dataclass, field
-from itertools import compress
-from operator import attrgetter, is_, itemgetter
 
 import torch
 from torch.nn import Parameter
@@ -14,8 +12,7 @@ from .. import _C, ops
 from .._versions import mark_written
 from ._sharding import Shards, local
 
-_PLAIN = {Parameter, torch.Tensor}
-_grad_of = attrgetter("grad")
+_PLAIN = Parameter, torch.Tensor
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -33,14 +30,17 @@ class Batch:
     group_of: list = field(default_factory=list)
     staged: list = field(default_factory=list)  # (param, dense stand-in), to be copied back
     shards: Shards = field(default_factory=Shards)
-    plain: bool = False  # taken without a look at each: the extension says if one needs it
+    # Entries of the states by name, taken without a look at each tensor: the extension says if one
+    # needs it. None if they were looked at.
+    columns: dict = None
 
     def state(self, name, rows=None):
         """Return one entry of the states (of `rows`, or all), as the update works on it."""
-        states = self.states if rows is None else [self.states[row] for row in rows]
-        if self.plain:
-            return tuple(map(itemgetter(name), states))
-        return [_as_real(local(state[name])) for state in states]
+        if self.columns is None:
+            states = self.states if rows is None else [self.states[row] for row in rows]
+            return [_as_real(local(state[name])) for state in states]
+        column = self.columns[name]
+        return column if rows is None else [column[row] for row in rows]
 
     def part(self, rows):
         """Return the batch of some of the tensors."""
@@ -72,6 +72,7 @@ class MultiTensorOptimizer(Optimizer):
 
     _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf around step()
     _hyper = ()  # keys of a group that are arguments of the update
+    _optional = ("master_param",)  # entries that the state of a parameter may have
     _plan_type = None  # extension class that holds table and workspace
     _takes_grad_sq_sum = False
     _sums_tensors = True  # the update of an element needs sums over its tensor: two phases
@@ -324,33 +325,23 @@ class MultiTensorOptimizer(Optimizer):
 
     def _collect_plain(self):
         """Return the tensors that have a gradient, as lists; None if some need to be looked at."""
-        params, group_of = [], []
-        for index, group in enumerate(self.param_groups):
-            params += group["params"]
-            group_of += [index] * len(group["params"])
-        grads = list(map(_grad_of, params))
-        types = set(map(type, grads))
-        if type(None) in types:
-            used = [grad is not None for grad in grads]
-            params, grads, group_of = (list(compress(x, used)) for x in (params, grads, group_of))
-            types.discard(type(None))
-        if not params or not _PLAIN.issuperset(types) or not _PLAIN.issuperset(map(type, params)):
+        names = {name for group in self.param_groups for name in self._state_names(group)}
+        names = [*names, *self._optional]
+        found = _C.collect(self.param_groups, self.state, names, _PLAIN)
+        if found is None or not found[0]:
             return None
-        if len(self.state) == len(params) and all(map(is_, self.state, params)):
-            states = list(self.state.values())  # torch.Tensor's hash is a call of Python
-        else:
-            states = list(map(self.state.get, params))
-            if None in states:
-                return None
+        params, grads, states, group_of, columns = found
         batch = Batch(
-            params[0].device, params, params, grads, states=states, group_of=group_of, plain=True
-        )
-        batch.copy_rows = [row for row, state in enumerate(states) if "master_param" in state]
-        if batch.copy_rows:
+            params[0].device, params, params, grads,
+            states=states, group_of=group_of, columns=columns,
+        )  # fmt: skip
+        masters = columns["master_param"]
+        if masters is not None:
+            batch.copy_rows = [row for row, master in enumerate(masters) if master is not None]
             batch.copies = [params[row] for row in batch.copy_rows]
             batch.weights = [
-                state.get("master_param", param)
-                for state, param in zip(states, params, strict=True)
+                param if master is None else master
+                for param, master in zip(params, masters, strict=True)
             ]
         return batch
 

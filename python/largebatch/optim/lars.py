@@ -113,13 +113,14 @@ class LARS(MultiTensorOptimizer):
 
     def _kernel(self, plan, batch, **inputs):
         moves = [group["momentum"] != 0 for group in self.param_groups]
-        rows = [row for row, group in enumerate(batch.group_of) if moves[group]]
+        every = range(len(batch.params))
+        some = None if all(moves) else [row for row in every if moves[batch.group_of[row]]]
         _C.lars_step(
             plan,
             batch.weights,
             batch.grads,
-            batch.state("momentum_buffer", rows),
-            rows,
+            batch.state("momentum_buffer", some),
+            every if some is None else some,
             batch.state("step"),
             batch.copies,
             batch.copy_rows,

@@ -92,6 +92,7 @@ class Lion(MultiTensorOptimizer):
 
     _plan_type = _C.LionPlan
     _sums_tensors = False
+    _optional = ("master_param", "exp_avg_scale")
     _ids, _sizes = {}, None  # of the parameters, and of the groups they were taken from
     _last_ids = [], []  # parameters asked for last, and theirs
     _hyper = (
@@ -341,8 +342,9 @@ class Lion(MultiTensorOptimizer):
 
 def _coded(batch):
     """Return which tensors of a batch have an int8 momentum."""
-    if batch.plain:  # the extension says if scales and dtypes do not go together
-        return [row for row, state in enumerate(batch.states) if "exp_avg_scale" in state]
+    if batch.columns is not None:  # the extension says if scales and dtypes do not go together
+        scales = batch.columns["exp_avg_scale"] or ()
+        return [row for row, scale in enumerate(scales) if scale is not None]
     return [row for row, s in enumerate(batch.states) if s["exp_avg"].dtype == torch.int8]
 
 
