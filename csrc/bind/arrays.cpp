@@ -54,9 +54,12 @@ bool to_device(dlpack::Device from, Device& to) {
 // we would read the wrong sign. Torch gives such views, of one element only, as gradients. (Longer
 // ones have stride 2 and fail check_dense.) Asking costs as much as the view, but they can be told
 // from almost all others: half a complex number is at an odd multiple of its size.
-bool is_negative_view(const TensorView& view, py::handle tensor) {
+bool may_be_negative(const TensorView& view) {
   const auto address = reinterpret_cast<uintptr_t>(view.data);
-  if (view.numel != 1 || (address & uintptr_t(size_of(view.dtype))) == 0) return false;
+  return view.numel == 1 && (address & uintptr_t(size_of(view.dtype))) != 0;
+}
+
+bool is_negative(py::handle tensor) {
   static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
   const auto answer =
       py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg));
@@ -118,31 +121,23 @@ py::tuple ArrayList::items_of(const char* op, const char* argument, py::handle s
 void ArrayList::view_rows(ArrayList* lists, size_t count, const ArrayList* first) {
   size_t longest = 0;
   for (size_t k = 0; k < count; ++k) {
-    lists[k].views_.reserve(lists[k].items_.size());
-    longest = std::max(longest, lists[k].items_.size());
+    ArrayList& list = lists[k];
+    list.count_ = list.items_.size();
+    list.views_.reserve(list.count_);
+    longest = std::max(longest, list.count_);
   }
   for (size_t i = 0; i < longest; ++i) {
     for (size_t k = 0; k < count; ++k) {
-      if (i < lists[k].items_.size()) lists[k].view(i, k == 0 ? first : &lists[0]);
+      if (i < lists[k].count_) lists[k].view(i, k == 0 ? first : &lists[0]);
     }
   }
 }
 
 void ArrayList::view(size_t i, const ArrayList* first) {
   PyObject* const* const items = PySequence_Fast_ITEMS(items_.ptr());
-  const py::handle array = items[i];
-  if (Py_TYPE(array.ptr()) != type_) {
-    exporter_ = exporter_of(array);
-    if (exporter_ == nullptr) {
-      throw TypeError(where(i) + " is " + kind_of(array) +
-                      ", expected an array (a torch.Tensor, or an object with __dlpack__).");
-    }
-    type_ = Py_TYPE(array.ptr());
-    rung_ = exporter_->rung();
-    if (i == 0) first_exporter_ = exporter_;
-  }
+  if (Py_TYPE(items[i]) != type_) set_type(i);
   const bool torch = exporter_->library == Library::torch;
-  if (torch) fetch_ahead(items, i, items_.size());
+  if (torch) fetch_ahead(items, i, count_, exporter_->opened, Part::storage);
   switch (rung_) {
     case Rung::exchange:
       add_borrowed(i, *exporter_);
@@ -151,20 +146,36 @@ void ArrayList::view(size_t i, const ArrayList* first) {
       add_managed(i, *exporter_);
       break;
     case Rung::capsule:
-      add_capsule(i, torch_capsule(array.ptr()));
+      add_capsule(i, torch_capsule(items[i]));
       break;
     case Rung::protocol:
       add_protocol(i, *exporter_, first);
       break;
   }
-  if (torch && is_negative_view(views_.back(), array)) {
-    throw TypeError(where(i) + " has its negative bit set. Pass x.resolve_neg().");
-  }
+  if (torch && may_be_negative(views_.back())) refuse_negative(i);
 }
 
-void ArrayList::add_borrowed(size_t i, const Exporter& exporter) {
+void ArrayList::set_type(size_t i) {
+  const py::handle array = object(i);
+  exporter_ = exporter_of(array);
+  if (exporter_ == nullptr) {
+    throw TypeError(where(i) + " is " + kind_of(array) +
+                    ", expected an array (a torch.Tensor, or an object with __dlpack__).");
+  }
+  type_ = Py_TYPE(array.ptr());
+  rung_ = exporter_->rung();
+  if (i == 0) first_exporter_ = exporter_;
+}
+
+void ArrayList::refuse_negative(size_t i) const {
+  if (!is_negative(object(i))) return;
+  throw TypeError(where(i) + " has its negative bit set. Pass x.resolve_neg().");
+}
+
+void ArrayList::add_borrowed(size_t i, Exporter& exporter) {
   dlpack::Tensor tensor;
   if (exporter.api->dltensor_from_py_object_no_sync(object(i).ptr(), &tensor) != 0) fail_to_view(i);
+  if (i == 0) exporter.opened = is_behind(object(i).ptr(), tensor.shape);
   add(i, tensor);
 }
 
@@ -218,10 +229,7 @@ void ArrayList::add_versioned(size_t i, const dlpack::VersionedTensor& tensor) {
 
 void ArrayList::add(size_t i, const dlpack::Tensor& tensor) {
   TensorView& view = views_.emplace_back();  // in place: a copy would wait for each of its fields
-  if (!to_device(tensor.device, view.device)) {
-    throw ValueError(where(i) + " is on a device of DLPack type " +
-                     std::to_string(tensor.device.type) + ", expected cpu or cuda.");
-  }
+  if (!to_device(tensor.device, view.device)) fail_device(i, tensor.device);
   view.dtype = dtype_of_dlpack(tensor.dtype);
   view.dlpack_code = tensor.dtype.code;
   view.dlpack_bits = tensor.dtype.bits;
@@ -249,6 +257,11 @@ void ArrayList::add(size_t i, const dlpack::Tensor& tensor) {
   }
   watch_.add(view.data, size_t(elements) * ((view.dlpack_bits + 7u) / 8u),
              [&] { return label(i); });
+}
+
+void ArrayList::fail_device(size_t i, dlpack::Device device) const {
+  throw ValueError(where(i) + " is on a device of DLPack type " + std::to_string(device.type) +
+                   ", expected cpu or cuda.");
 }
 
 void ArrayList::fail_to_view(size_t i) const {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bind/exporter.h"
+#include "core/macros.h"
 #include "core/tensor.h"
 #include "core/watch.h"
 
@@ -91,13 +92,16 @@ class ArrayList {
   };
 
   void view(size_t i, const ArrayList* first);
-  void add_borrowed(size_t i, const Exporter& exporter);
+  LB_OUTLINE void set_type(size_t i);
+  LB_OUTLINE void refuse_negative(size_t i) const;
+  void add_borrowed(size_t i, Exporter& exporter);
   void add_managed(size_t i, const Exporter& exporter);
   void add_capsule(size_t i, PyObject* new_capsule);
   void add_protocol(size_t i, Exporter& exporter, const ArrayList* first);
   void add_versioned(size_t i, const dlpack::VersionedTensor& tensor);
   void add(size_t i, const dlpack::Tensor& tensor);
-  [[noreturn]] void fail_to_view(size_t i) const;
+  [[noreturn]] LB_OUTLINE void fail_device(size_t i, dlpack::Device device) const;
+  [[noreturn]] LB_OUTLINE void fail_to_view(size_t i) const;
 
   const char* op_;
   const char* argument_;
@@ -108,6 +112,7 @@ class ArrayList {
   std::vector<pybind11::object> capsules_;  // not consumed: their own destructors release
   std::vector<size_t> read_only_;           // indices, ascending
   const Exporter* first_exporter_ = nullptr;
+  size_t count_ = 0;
   Exporter* exporter_ = nullptr;  // of the type of the last array: mostly that of all
   PyTypeObject* type_ = nullptr;
   Rung rung_ = Rung::exchange;

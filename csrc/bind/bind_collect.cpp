@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "bind/exporter.h"
 #include "bind/fetch_ahead.h"
 
 namespace py = pybind11;
@@ -15,12 +16,28 @@ namespace py = pybind11;
 namespace lb::bind {
 namespace {
 
+// Whether the entry of a dict at `place` is that of `key`; if so, its value, and `place` moves on.
+bool take(PyObject* dict, PyObject* key, Py_ssize_t& place, PyObject*& value) {
+  Py_ssize_t next = place;
+  PyObject* found;
+  if (PyDict_Next(dict, &next, &found, &value) == 0 || found != key) return false;
+  place = next;
+  return true;
+}
+
+// The value of a key, borrowed; null if there is none.
+PyObject* look_up(PyObject* dict, PyObject* key) {
+  PyObject* const value = PyDict_GetItemWithError(dict, key);
+  if (value == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return value;
+}
+
 // The parameters of all groups, and the group of each; false if a group has no list of them.
 bool list_params(const std::vector<py::dict>& groups, py::list& params,
                  std::vector<size_t>& group_of) {
   static PyObject* const name = PyUnicode_InternFromString("params");
   for (size_t g = 0; g < groups.size(); ++g) {
-    PyObject* const list = PyDict_GetItemWithError(groups[g].ptr(), name);
+    PyObject* const list = look_up(groups[g].ptr(), name);
     if (list == nullptr || !PyList_Check(list)) return false;
     const auto end = Py_ssize_t(params.size());
     if (PyList_SetSlice(params.ptr(), end, end, list) != 0) throw py::error_already_set();
@@ -34,68 +51,97 @@ bool list_params(const std::vector<py::dict>& groups, py::list& params,
 class StateReader {
  public:
   explicit StateReader(py::dict states) : states_(std::move(states)) {
-    PyObject* state;
-    for (int i = 0; i < 4; ++i) next(soon_, state);
-    for (int i = 0; i < 8; ++i) next(later_, state);
+    for (int i = 0; i < 4; ++i) coming(soon_);
+    for (int i = 0; i < 8; ++i) coming(later_);
   }
 
   // Borrowed; null if there is none.
   PyObject* of(PyObject* param) {
     PyObject* state;
-    if (take(param, state)) return state;
-    state = PyDict_GetItemWithError(states_.ptr(), param);
-    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-    return state;
+    return take_next(param, state) ? state : look_up(states_.ptr(), param);
   }
   // Passes over one that is not needed.
   void skip(PyObject* param) {
     PyObject* state;
-    take(param, state);
+    take_next(param, state);
   }
 
  private:
-  PyObject* next(Py_ssize_t& place, PyObject*& state) const {
-    PyObject* key = state = nullptr;
-    PyDict_Next(states_.ptr(), &place, &key, &state);
-    return key;
-  }
-
-  // The next one in the dict, if it is that of `param`.
-  bool take(PyObject* param, PyObject*& state) {
-    Py_ssize_t place = place_;
-    if (next(place, state) != param) return false;
-    place_ = place;
+  bool take_next(PyObject* param, PyObject*& state) {
+    if (!take(states_.ptr(), param, next_, state)) return false;
     // As fetch_ahead does for tensors: the table of a dict that comes soon, a dict that comes
     // later.
-    PyObject* coming;
-    next(soon_, coming);
-    if (coming != nullptr && PyDict_Check(coming)) {
-      fetch(reinterpret_cast<PyDictObject*>(coming)->ma_keys, 4 * kLine);
+    PyObject* const soon = coming(soon_);
+    if (soon != nullptr && PyDict_Check(soon)) {
+      fetch(reinterpret_cast<PyDictObject*>(soon)->ma_keys, 4 * kLine);
     }
-    next(later_, coming);
-    fetch(coming, kLine);
+    fetch(coming(later_), kLine);
     return true;
+  }
+  PyObject* coming(Py_ssize_t& place) const {
+    PyObject *key, *state = nullptr;
+    PyDict_Next(states_.ptr(), &place, &key, &state);
+    return state;
   }
 
   py::dict states_;
-  Py_ssize_t place_ = 0, soon_ = 0, later_ = 0;
+  Py_ssize_t next_ = 0, soon_ = 0, later_ = 0;
 };
 
-// A tuple in the making, of a length that is known at the end.
-class Column {
+// The entries of states by name. Most often an entry lies where it lay in the state before, and if
+// all entries of a state are found, there are no others.
+class EntryReader {
  public:
-  explicit Column(size_t reserved) { items_.reserve(reserved); }
-  void add(py::handle item) { items_.push_back(py::reinterpret_borrow<py::object>(item)); }
-  py::tuple take() {
-    py::tuple result(items_.size());
-    for (size_t i = 0; i < items_.size(); ++i) {
-      PyTuple_SET_ITEM(result.ptr(), Py_ssize_t(i), items_[i].release().ptr());
+  explicit EntryReader(const std::vector<py::str>& names)
+      : names_(names), places_(names.size(), 0) {}
+
+  // Calls found(k, entry) for every name, with null where there is none.
+  template <class Found>
+  void read(PyObject* state, Found found) {
+    Py_ssize_t rest = PyDict_GET_SIZE(state);
+    for (size_t k = 0; k < names_.size(); ++k) {
+      PyObject* const entry = rest == 0 ? nullptr : of(state, k);
+      if (entry != nullptr) --rest;
+      found(k, entry);
     }
-    return result;
   }
 
  private:
-  std::vector<py::object> items_;
+  PyObject* of(PyObject* state, size_t k) {
+    PyObject* const name = names_[k].ptr();
+    PyObject* entry;
+    Py_ssize_t place = places_[k];
+    if (take(state, name, place, entry)) return entry;
+    PyObject* key;
+    for (Py_ssize_t before = place = 0; PyDict_Next(state, &place, &key, &entry); before = place) {
+      if (key != name) continue;
+      places_[k] = before;
+      return entry;
+    }
+    return look_up(state, name);  // an equal string may be another object
+  }
+
+  const std::vector<py::str>& names_;
+  std::vector<Py_ssize_t> places_;
+};
+
+// A tuple in the making, of at most `most` items.
+class Column {
+ public:
+  explicit Column(size_t most) : items_(most) {}
+  void add(py::handle item) {
+    PyTuple_SET_ITEM(items_.ptr(), count_, item.inc_ref().ptr());
+    ++count_;
+  }
+  py::tuple take() {
+    PyObject* items = items_.release().ptr();
+    if (_PyTuple_Resize(&items, count_) != 0) throw py::error_already_set();
+    return py::reinterpret_steal<py::tuple>(items);
+  }
+
+ private:
+  py::tuple items_;
+  Py_ssize_t count_ = 0;
 };
 
 py::object collect(const std::vector<py::dict>& groups, const py::dict& states,
@@ -117,24 +163,26 @@ py::object collect(const std::vector<py::dict>& groups, const py::dict& states,
   std::vector<Column> entries;
   for (size_t k = 0; k < names.size(); ++k) entries.emplace_back(count);
   std::vector<bool> found(names.size(), false);
-  StateReader reader(states);
+  const Exporter* exporter = count == 0 ? nullptr : exporter_of(items[0]);
+  const bool opened = exporter != nullptr && exporter->opened;
+  StateReader state_reader(states);
+  EntryReader entry_reader(names);
   for (size_t i = 0; i < count; ++i) {
     const py::handle param = items[i];
     if (!is_plain(param)) return py::none();
-    fetch_ahead(items, i, count);
+    fetch_ahead(items, i, count, opened, Part::autograd);
     auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(param.ptr(), grad_name));
     if (!grad) throw py::error_already_set();
     if (grad.is_none()) {
-      reader.skip(param.ptr());
+      state_reader.skip(param.ptr());
       continue;
     }
-    const py::handle state = reader.of(param.ptr());
+    const py::handle state = state_reader.of(param.ptr());
     if (!is_plain(grad) || !state || !PyDict_Check(state.ptr())) return py::none();
-    for (size_t k = 0; k < names.size(); ++k) {
-      PyObject* const entry = PyDict_GetItemWithError(state.ptr(), names[k].ptr());
+    entry_reader.read(state.ptr(), [&](size_t k, PyObject* entry) {
       found[k] = found[k] || entry != nullptr;
       entries[k].add(entry == nullptr ? Py_None : entry);
-    }
+    });
     params.add(param);
     grads.add(grad);
     dicts.add(state);

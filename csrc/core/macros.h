@@ -18,8 +18,9 @@
 #define LB_HD_CALL LB_HD
 #endif
 
-// LB_OUTLINE: a stage of a CPU loop that many types share: compiled once for each instruction set.
-// Static, in the unnamed namespace of an x_cpu.inl.
+// LB_OUTLINE: a function of its own, always. A stage of a CPU loop that many types share: compiled
+// once for each instruction set; static, in the unnamed namespace of an x_cpu.inl. Or what is rare:
+// inlined, its messages would cost what calls it the registers.
 #define LB_OUTLINE __attribute__((noinline))
 
 // LB_INLINE: as LB_HD, for a lambda.

@@ -177,6 +177,16 @@ def test_torch_takes_the_rung_that_is_set(rung):
     assert _C._dlpack_rung(np.ones(1)) == "protocol"
 
 
+@needs_table
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4), (0,)], ids=str)
+def test_what_fetches_tensors_ahead_finds_them(shape):
+    for array in torch.ones(shape), torch.nn.Parameter(torch.ones(shape)):
+        view(array)
+        assert _C._opened(array)
+    view(torch.ones([1] * 6))  # its sizes are not a part of it: nothing to tell from
+    assert not _C._opened(torch.ones(1))
+
+
 def test_torch_without_table_takes_the_capsule():
     class Old(torch.Tensor):
         __dlpack_c_exchange_api__ = None
