@@ -88,18 +88,18 @@ class StateReader {
   Py_ssize_t next_ = 0, soon_ = 0, later_ = 0;
 };
 
-// The entries of states by name. Most often an entry lies where it lay in the state before, and if
-// all entries of a state are found, there are no others.
+// The entries of states by name. Most often an entry lies where it lay in the state before, under
+// the same key, and if all entries of a state are found, there are no others.
 class EntryReader {
  public:
   explicit EntryReader(const std::vector<py::str>& names)
-      : names_(names), places_(names.size(), 0) {}
+      : keys_(names.begin(), names.end()), places_(names.size(), 0) {}
 
   // Calls found(k, entry) for every name, with null where there is none.
   template <class Found>
   void read(PyObject* state, Found found) {
     Py_ssize_t rest = PyDict_GET_SIZE(state);
-    for (size_t k = 0; k < names_.size(); ++k) {
+    for (size_t k = 0; k < keys_.size(); ++k) {
       PyObject* const entry = rest == 0 ? nullptr : of(state, k);
       if (entry != nullptr) --rest;
       found(k, entry);
@@ -108,20 +108,25 @@ class EntryReader {
 
  private:
   PyObject* of(PyObject* state, size_t k) {
-    PyObject* const name = names_[k].ptr();
     PyObject* entry;
     Py_ssize_t place = places_[k];
-    if (take(state, name, place, entry)) return entry;
-    PyObject* key;
-    for (Py_ssize_t before = place = 0; PyDict_Next(state, &place, &key, &entry); before = place) {
-      if (key != name) continue;
-      places_[k] = before;
-      return entry;
+    if (take(state, keys_[k].ptr(), place, entry)) return entry;
+    entry = look_up(state, keys_[k].ptr());
+    if (entry != nullptr) remember(state, k);
+    return entry;
+  }
+  void remember(PyObject* state, size_t k) {
+    PyObject *key, *entry;
+    Py_ssize_t place = 0, next = 0;
+    for (; PyDict_Next(state, &next, &key, &entry) != 0; place = next) {
+      if (!PyUnicode_Check(key) || PyUnicode_Compare(key, keys_[k].ptr()) != 0) continue;
+      places_[k] = place;
+      keys_[k] = py::reinterpret_borrow<py::object>(key);  // a checkpoint brings strings of its own
+      return;
     }
-    return look_up(state, name);  // an equal string may be another object
   }
 
-  const std::vector<py::str>& names_;
+  std::vector<py::object> keys_;
   std::vector<Py_ssize_t> places_;
 };
 

@@ -106,10 +106,37 @@ def _entries_missing(groups, states):
     states[groups[1]["params"][0]].clear()
 
 
+def _own_strings(groups, states, params=slice(None)):
+    """Give the states keys that are equal to the names and not the same, as a checkpoint does."""
+    keys = {}
+    for state in list(states.values())[params]:
+        entries = dict(state)
+        state.clear()
+        state.update({keys.setdefault(k, (k + " ")[:-1]): entry for k, entry in entries.items()})
+
+
+def _own_strings_in_some(groups, states):
+    _own_strings(groups, states, slice(3, None, 5))
+
+
+def _entries_in_another_order(groups, states):
+    for state in list(states.values())[::3]:
+        state["step"] = state.pop("step")
+        state["exp_avg"] = state.pop("exp_avg")
+
+
+def _other_entries(groups, states):
+    for i, state in enumerate(states.values()):
+        entries = dict(state)
+        state.clear()
+        state.update({("other", i): 1, "exp": entries["step"], **entries, i: None})
+
+
 @pytest.mark.parametrize(
     "change",
     [_stale, _reversed, _first_to_the_end, _stranger_first, _removed_in_the_middle,
-     _entries_missing],
+     _entries_missing, _own_strings, _own_strings_in_some, _entries_in_another_order,
+     _other_entries],
 )  # fmt: skip
 def test_states_are_found_wherever_they_lie(change):
     groups, states = setting()
