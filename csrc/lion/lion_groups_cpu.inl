@@ -22,7 +22,7 @@ struct Band {
 LB_HD void prefetch(const Row& row, int64_t at, int n) {
   const int64_t size = size_of(row.dtypes[kLionWeights]);
   const char* weights = row.role<char>(kLionWeights) + at * size;
-  for (int64_t byte = 0; byte < n * size; byte += 64) __builtin_prefetch(weights + byte, 1);
+  for (int64_t byte = 0; byte < n * size; byte += kLine) __builtin_prefetch(weights + byte, 1);
 }
 
 // c of a band, or what stands in its place; and the new momentum, if `store`. Returns how many are
