@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 WRITES_ONLY = ("copy_", "fill_", "zero_", "normal_", "uniform_")  # of these self is not read
 NOT_COUNTED = ("largebatch", "profiler")  # our operations call the extension, which is counted
+LISTS_ONLY = ("collect",)  # functions of the extension that see no element, as views do not
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 
 
@@ -19,9 +20,9 @@ def count(device, call):
     """Return (launches, bytes) of a call; None for what cannot be told.
 
     Launches are what the profiler sees a GPU run, kernels, copies and fills; on a CPU operations of
-    torch that are no views, and calls of the extension. Bytes are those of torch's operations, as
-    their arguments say: what each reads and writes, whether or not a cache has it, and nothing of
-    what it does inside.
+    torch that are no views, and calls of the extension that read elements. Bytes are those of
+    torch's operations, as their arguments say: what each reads and writes, whether or not a cache
+    has it, and nothing of what it does inside.
     """
     operations = Operations()
     with operations, _extension_calls() as of_ours:
@@ -88,14 +89,15 @@ def _memory(value):
 
 @contextmanager
 def _extension_calls():
-    """Collect the calls of functions of the extension."""
+    """Collect the calls of functions of the extension that read elements."""
     calls = []
 
     def see(_, event, function):
-        if event == "c_call" and (
+        ours = (
             getattr(function, "__module__", None) == "largebatch._C"
             or type(getattr(function, "__self__", None)).__module__ == "largebatch._C"
-        ):
+        )
+        if event == "c_call" and ours and function.__name__ not in LISTS_ONLY:
             calls.append(function.__name__)
 
     before = sys.getprofile()
