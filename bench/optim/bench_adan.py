@@ -7,10 +7,10 @@ gradient read: 44, and 48 with clipping by the global norm. 28 for torch's fused
 two averages.
 
 Of 5000 tiny tensors the arithmetic is the least part. `perf record` of steps right after each other
-on one thread found 44 % of the time in torch, which says what each of the 35,000 tensors is, gives
-gradients and counts writes to parameters; 24 % in Python, which lists them; 30 % in the extension,
-of which 6 in the formula. So it is above the 1.5 microseconds a tensor that we aim at, unless the
-core is quick.
+on one thread found 42 % of the time in torch, which says what each of the 35,000 tensors is, gives
+gradients and counts writes to parameters; 17 % in Python and its dicts; 39 % in the extension, of
+which 8 in the formula. That is 1.2 to 1.5 microseconds a tensor, at which we aim, and up to 2 while
+the core is slow.
 """
 
 from functools import partial
