@@ -72,7 +72,11 @@ bool is_negative(py::handle tensor) {
 // ---- ArrayList ----------------------------------------------------------------------------------
 
 ArrayList::ArrayList(const char* op, const char* argument, py::tuple items, bool single)
-    : op_(op), argument_(argument), single_(single), items_(std::move(items)) {}
+    : op_(op),
+      argument_(argument),
+      single_(single),
+      items_(std::move(items)),
+      count_(items_.size()) {}
 
 ArrayList::ArrayList(const char* op, const char* argument, py::handle sequence,
                      const ArrayList* first)
@@ -121,10 +125,8 @@ py::tuple ArrayList::items_of(const char* op, const char* argument, py::handle s
 void ArrayList::view_rows(ArrayList* lists, size_t count, const ArrayList* first) {
   size_t longest = 0;
   for (size_t k = 0; k < count; ++k) {
-    ArrayList& list = lists[k];
-    list.count_ = list.items_.size();
-    list.views_.reserve(list.count_);
-    longest = std::max(longest, list.count_);
+    lists[k].views_.reserve(lists[k].count_);
+    longest = std::max(longest, lists[k].count_);
   }
   for (size_t i = 0; i < longest; ++i) {
     for (size_t k = 0; k < count; ++k) {
@@ -137,7 +139,7 @@ void ArrayList::view(size_t i, const ArrayList* first) {
   PyObject* const* const items = PySequence_Fast_ITEMS(items_.ptr());
   if (Py_TYPE(items[i]) != type_) set_type(i);
   const bool torch = exporter_->library == Library::torch;
-  if (torch) fetch_ahead(items, i, count_, exporter_->opened, Part::storage);
+  if (torch) fetch_ahead(items, i, count_, exporter_->layout_known, Part::storage);
   switch (rung_) {
     case Rung::exchange:
       add_borrowed(i, *exporter_);
@@ -175,7 +177,7 @@ void ArrayList::refuse_negative(size_t i) const {
 void ArrayList::add_borrowed(size_t i, Exporter& exporter) {
   dlpack::Tensor tensor;
   if (exporter.api->dltensor_from_py_object_no_sync(object(i).ptr(), &tensor) != 0) fail_to_view(i);
-  if (i == 0) exporter.opened = is_behind(object(i).ptr(), tensor.shape);
+  if (i == 0) exporter.layout_known = is_behind(object(i).ptr(), tensor.shape);
   add(i, tensor);
 }
 

@@ -107,12 +107,12 @@ class ArrayList {
   const char* argument_;
   bool single_;
   pybind11::tuple items_;  // keeps the arrays alive, whatever becomes of the caller's list
+  size_t count_;
   std::vector<TensorView> views_;
   std::vector<std::unique_ptr<dlpack::VersionedTensor, Release>> managed_;
   std::vector<pybind11::object> capsules_;  // not consumed: their own destructors release
   std::vector<size_t> read_only_;           // indices, ascending
   const Exporter* first_exporter_ = nullptr;
-  size_t count_ = 0;
   Exporter* exporter_ = nullptr;  // of the type of the last array: mostly that of all
   PyTypeObject* type_ = nullptr;
   Rung rung_ = Rung::exchange;

@@ -82,7 +82,7 @@ void register_arrays(py::module_& module) {
              "For tests: skip the faster ways of viewing arrays before `rung`. Returns the rung "
              "set before; \"exchange\" is the first.");
   module.def("_dlpack_rung", &dlpack_rung, py::arg("array"));
-  module.def("_opened", [](py::handle array) { return exporter_of(array)->opened; });
+  module.def("_layout_known", [](py::handle array) { return exporter_of(array)->layout_known; });
 }
 
 }  // namespace lb::bind

@@ -169,13 +169,13 @@ py::object collect(const std::vector<py::dict>& groups, const py::dict& states,
   for (size_t k = 0; k < names.size(); ++k) entries.emplace_back(count);
   std::vector<bool> found(names.size(), false);
   const Exporter* exporter = count == 0 ? nullptr : exporter_of(items[0]);
-  const bool opened = exporter != nullptr && exporter->opened;
+  const bool layout_known = exporter != nullptr && exporter->layout_known;
   StateReader state_reader(states);
   EntryReader entry_reader(names);
   for (size_t i = 0; i < count; ++i) {
     const py::handle param = items[i];
     if (!is_plain(param)) return py::none();
-    fetch_ahead(items, i, count, opened, Part::autograd);
+    fetch_ahead(items, i, count, layout_known, Part::autograd);
     auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(param.ptr(), grad_name));
     if (!grad) throw py::error_already_set();
     if (grad.is_none()) {

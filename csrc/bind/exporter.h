@@ -26,8 +26,8 @@ enum class Library { torch, cupy, other };
 struct Exporter {
   const dlpack::ExchangeApi* api;  // null when the type has no table that we can read
   Library library;
-  bool takes_max_version;  // __dlpack__(max_version=...): assumed until it is refused
-  bool opened = false;     // an object was seen to be as fetch_ahead.h guesses
+  bool takes_max_version;     // __dlpack__(max_version=...): assumed until it is refused
+  bool layout_known = false;  // an object was seen to be as fetch_ahead.h guesses
 
   Rung rung() const;
   // The stream that the library works on. Null, the default stream, for libraries unknown to us.

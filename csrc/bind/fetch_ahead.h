@@ -5,9 +5,9 @@
 // longer than what is done with it: this asks for those that come next.
 //
 // What is known of torch's objects is a guess, which costs nothing if it should be wrong. An object
-// is a header and the address of its tensor; where that has been seen to be true (Exporter::opened)
-// the tensor is read too: it begins with a table of functions and counts, and the addresses of its
-// storage and of what autograd knows of it follow.
+// is a header and the address of its tensor; where that has been seen to be true
+// (Exporter::layout_known) the tensor is read too: it begins with a table of functions and counts,
+// and the addresses of its storage and of what autograd knows of it follow.
 #pragma once
 
 #include <Python.h>
@@ -38,8 +38,9 @@ inline bool is_behind(PyObject* object, const void* sizes) {
 enum class Part : size_t { storage = 16, autograd = 24 };
 
 // Call it for each of `items` in turn, when items[i] is a tensor of which a part will be needed.
-// `opened` as in its Exporter.
-LB_HD void fetch_ahead(PyObject* const* items, size_t i, size_t count, bool opened, Part part) {
+// `layout_known` as in its Exporter.
+LB_HD void fetch_ahead(PyObject* const* items, size_t i, size_t count, bool layout_known,
+                       Part part) {
   constexpr size_t kObject = 8, kTensor = 4, kPart = 2;
   const auto is_like = [&](size_t k) {
     return k < count && Py_TYPE(items[k]) == Py_TYPE(items[i]);
@@ -49,7 +50,7 @@ LB_HD void fetch_ahead(PyObject* const* items, size_t i, size_t count, bool open
     const char* const tensor = tensor_of(items[i + kTensor]);
     fetch(tensor, part == Part::storage ? 4 * kLine : kLine);
   }
-  if (!opened || !is_like(i + kPart)) return;
+  if (!layout_known || !is_like(i + kPart)) return;
   const char* const tensor = tensor_of(items[i + kPart]);
   if (tensor == nullptr) return;
   const void* at;

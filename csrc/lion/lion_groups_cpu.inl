@@ -3,6 +3,7 @@
 //
 // Lion-K on one tile of groups, compiled for each instruction set: c of a band of them, then their
 // stats, then their weights.
+#include "core/fetch.h"
 #include "lion/lion_chunk.h"
 
 namespace lb::LB_ISA {

@@ -182,9 +182,9 @@ def test_torch_takes_the_rung_that_is_set(rung):
 def test_what_fetches_tensors_ahead_finds_them(shape):
     for array in torch.ones(shape), torch.nn.Parameter(torch.ones(shape)):
         view(array)
-        assert _C._opened(array)
+        assert _C._layout_known(array)
     view(torch.ones([1] * 6))  # its sizes are not a part of it: nothing to tell from
-    assert not _C._opened(torch.ones(1))
+    assert not _C._layout_known(torch.ones(1))
 
 
 def test_torch_without_table_takes_the_capsule():

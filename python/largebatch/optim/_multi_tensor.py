@@ -142,11 +142,11 @@ class MultiTensorOptimizer(Optimizer):
         That each tensor is dense, real, on the same device, like its gradient and its state, the
         extension sees anyway. Asking here too would take longer than the step of a small tensor.
         """
-        batch = self._collect_plain()
-        if batch is None or not self._fused([batch.device]):
-            return False
-        self._refuse_capture([batch.device])
         try:
+            batch = self._collect_plain()
+            if batch is None or not self._fused([batch.device]):
+                return False
+            self._refuse_capture([batch.device])
             if not self._in_one_call(batch):
                 return False
             self._call(batch)
