@@ -21,10 +21,10 @@ def momentum_dtype(param, state_dtype):
     return torch.int8 if param.numel() >= _SMALLEST else wide
 
 
-def zeros(param, state_dtype):
+def zeros(param, state_dtype, arena):
     """Return the entries of the state before the first step."""
     dtype = momentum_dtype(param, state_dtype)
-    state = {"exp_avg": _empty(param, dtype).zero_()}
+    state = {"exp_avg": arena.empty_like(param, dtype).zero_()}
     if dtype == torch.int8:
         state["exp_avg_scale"] = zeros_by_block(param, rounding.BLOCK)
     return state
@@ -36,9 +36,9 @@ def scale_of(state):
     return local(state["exp_avg_scale"])[:blocks]
 
 
-def converted(param, state_dtype, momentum, scale=None):
+def converted(param, state_dtype, momentum, scale, arena):
     """Return the entries of the state that hold a given momentum: its bits, if they fit as is."""
-    state = zeros(param, state_dtype)
+    state = zeros(param, state_dtype, arena)
     target = state["exp_avg"]
     momentum = momentum.to(param.device)
     if momentum.dtype == torch.int8:
@@ -70,7 +70,3 @@ def _decoded(codes, scale):
     decoded = rounding.decode_int8(rounding.memory_order(codes), scale)
     rounding.memory_order(value).copy_(decoded)
     return value
-
-
-def _empty(param, dtype):
-    return torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format).detach()

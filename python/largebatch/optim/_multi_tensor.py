@@ -5,14 +5,13 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from .. import _C, ops
 from .._versions import mark_written
-from ._sharding import Shards, local
+from ._arena import Arena
+from ._sharding import PLAIN, Shards, local
 
-_PLAIN = Parameter, torch.Tensor
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -80,12 +79,12 @@ class MultiTensorOptimizer(Optimizer):
     _all_plain = False  # when tensors were last looked at, each was dense, real, like its gradient
 
     def __init__(self, params, defaults):
-        self._plans = {}
+        self._plans, self._arena = {}, Arena()
         super().__init__(params, defaults)
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._plans = {}
+        self._plans, self._arena = {}, Arena()
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -327,7 +326,7 @@ class MultiTensorOptimizer(Optimizer):
         """Return the tensors that have a gradient, as lists; None if some need to be looked at."""
         names = {name for group in self.param_groups for name in self._state_names(group)}
         names = [*names, *self._optional]
-        found = _C.collect(self.param_groups, self.state, names, _PLAIN)
+        found = _C.collect(self.param_groups, self.state, names, PLAIN)
         if found is None or not found[0]:
             return None
         params, grads, states, group_of, columns = found
@@ -370,7 +369,7 @@ class MultiTensorOptimizer(Optimizer):
                 batch.states.append(state)
                 batch.group_of.append(index)
                 given = param, grad
-                if type(param) not in _PLAIN:
+                if type(param) not in PLAIN:
                     param, grad = batch.shards.add(len(batch.params) - 1, param, grad)
                 if not (param.is_contiguous() and grad.is_contiguous()):
                     param, grad = self._lay_out(batch, param, grad)
@@ -409,12 +408,17 @@ class MultiTensorOptimizer(Optimizer):
     def _init_state(self, state, param, group):
         """Make what the state lacks: all of it at first, parts of it after a foreign checkpoint."""
         if param.dtype in _HALF and group["master_weights"] and "master_param" not in state:
-            state["master_param"] = _state_like(param).copy_(param.detach())
+            state["master_param"] = self._state_like(param).copy_(param.detach())
         for name in self._state_names(group):
             if name == "step" and name not in state:
-                state[name] = torch.zeros((), dtype=torch.float32, device=self._step_device(param))
+                state[name] = self._arena.scalar(0.0, self._step_device(param))
             elif name not in state:
-                state[name] = _state_like(param).zero_()
+                state[name] = self._state_like(param).zero_()
+
+    def _state_like(self, param):
+        """Return an uninitialised tensor: the param's layout, in the dtype of the arithmetic."""
+        dtype = torch.float32 if param.dtype in _HALF else param.dtype
+        return self._arena.empty_like(param, dtype)
 
     def _step_device(self, param):
         on_device = self.defaults["capturable"] or self.defaults["fused"] is not False
@@ -454,9 +458,7 @@ class MultiTensorOptimizer(Optimizer):
                 self._load_tensors(state, given, param, group)
                 # State without a step (SGD's momentum_buffer) is that of some step after the first.
                 step = given.get("step", 1.0 if group_step is None else group_step)
-                state["step"] = torch.as_tensor(float(step), dtype=torch.float32).to(
-                    self._step_device(param)
-                )
+                state["step"] = self._arena.scalar(float(step), self._step_device(param))
                 self._init_state(state, param, group)
                 if "master_param" in state:
                     param.copy_(state["master_param"])
@@ -465,13 +467,7 @@ class MultiTensorOptimizer(Optimizer):
         """Put the tensors of a checkpoint into the state of a parameter, in the dtypes of here."""
         for name, value in given.items():
             if name != "step" and torch.is_tensor(value) and value.is_floating_point():
-                state[name] = _state_like(param).copy_(value)
-
-
-def _state_like(param):
-    """Return an uninitialised state tensor: the param's layout, in the dtype of the arithmetic."""
-    dtype = torch.float32 if param.dtype in _HALF else param.dtype
-    return torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format).detach()
+                state[name] = self._state_like(param).copy_(value)
 
 
 def _as_real(tensor):

@@ -6,11 +6,14 @@ import math
 
 import torch
 import torch.distributed
+from torch.nn import Parameter
 
 try:
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 except ImportError:  # torch without distributed, or before 2.5
     DTensor = None
+
+PLAIN = Parameter, torch.Tensor  # types of tensors that are whole, in one memory
 
 
 def local(tensor):

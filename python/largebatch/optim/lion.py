@@ -194,7 +194,7 @@ class Lion(MultiTensorOptimizer):
 
     def _init_state(self, state, param, group):
         if "exp_avg" not in state:
-            state.update(_momentum.zeros(param, group["state_dtype"]))
+            state.update(_momentum.zeros(param, group["state_dtype"], self._arena))
         super()._init_state(state, param, group)
 
     def _load_tensors(self, state, given, param, group):
@@ -204,7 +204,7 @@ class Lion(MultiTensorOptimizer):
         if torch.is_tensor(m) and (m.is_floating_point() or m.dtype == torch.int8):
             state.pop("exp_avg_scale", None)
             scale = given.get("exp_avg_scale")
-            state.update(_momentum.converted(param, group["state_dtype"], m, scale))
+            state.update(_momentum.converted(param, group["state_dtype"], m, scale, self._arena))
 
     # ------------------------------------------------------------------------------ step
 
