@@ -17,8 +17,8 @@ class Arena:
     """Gives memory to the states of an optimizer.
 
     A step over thousands of small tensors waits for memory, and hardly for anything else. So their
-    states share storages and lie in them in the order in which a step goes through them: a fifth
-    of the time of a step (docs/performance.md).
+    states share storages and lie in them in the order in which a step goes through them;
+    docs/performance.md has what that saves.
     """
 
     def __init__(self):

@@ -71,13 +71,13 @@ class Adan(MultiTensorOptimizer):
     Notes
     -----
     State: `step` (per parameter, fp32), `exp_avg`, `exp_avg_diff`, `exp_avg_sq`, `neg_pre_grad`
-    (:math:`-g_{\text{prev}}`; fp32, or fp64 with fp64 parameters), `master_param`. Memory traffic
-    44 B per fp32 parameter, 48 with clipping; no allocation after the first step, no host
-    synchronisation, gradients are only read. Same bits on every run. A parameter without a gradient
-    is left alone, so that its next difference is that over several steps. Under
-    ``torch.amp.GradScaler`` a step with a non-finite gradient leaves parameters, state and step as
-    they were, previous gradient included; without it non-finite values go where the formula takes
-    them.
+    (:math:`-g_{\text{prev}}`; fp32, or fp64 with fp64 parameters), `master_param`; small ones share
+    storages. Memory traffic 44 B per fp32 parameter, 48 with clipping; no allocation after the
+    first step, no host synchronisation, gradients are only read. Same bits on every run. A
+    parameter without a gradient is left alone, so that its next difference is that over several
+    steps. Under ``torch.amp.GradScaler`` a step with a non-finite gradient leaves parameters, state
+    and step as they were, previous gradient included; without it non-finite values go where the
+    formula takes them.
 
     Examples
     --------

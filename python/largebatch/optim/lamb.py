@@ -89,11 +89,12 @@ class LAMB(MultiTensorOptimizer):
     Notes
     -----
     State: `step` (per parameter, fp32), `exp_avg`, `exp_avg_sq` (fp32, or fp64 with fp64
-    parameters), `master_param`. Memory traffic 44 B per fp32 parameter, 40 without clipping; no
-    allocation after the first step, no host synchronisation, gradients are only read. Sums are
-    fp64 in a fixed order: the same bits on every run. Under ``torch.amp.GradScaler`` a step with a
-    non-finite gradient leaves parameters, state and step as they were; without it non-finite values
-    go where the formula takes them, and `nonfinite` counts the tensors.
+    parameters), `master_param`; small ones share storages. Memory traffic 44 B per fp32 parameter,
+    40 without clipping; no allocation after the first step, no host synchronisation, gradients are
+    only read. Sums are fp64 in a fixed order: the same bits on every run. Under
+    ``torch.amp.GradScaler`` a step with a non-finite gradient leaves parameters, state and step as
+    they were; without it non-finite values go where the formula takes them, and `nonfinite` counts
+    the tensors.
 
     Examples
     --------

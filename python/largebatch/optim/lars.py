@@ -67,11 +67,11 @@ class LARS(MultiTensorOptimizer):
     Notes
     -----
     State: `step` (per parameter, fp32), `momentum_buffer` (fp32, or fp64 with fp64 parameters),
-    `master_param`. Memory traffic 28 B per fp32 parameter; no allocation after the first step, no
-    host synchronisation, gradients are only read. Sums are fp64 in a fixed order: the same bits on
-    every run. Under ``torch.amp.GradScaler`` a step with a non-finite gradient leaves parameters,
-    state and step as they were; without it non-finite values go where the formula takes them, and
-    `nonfinite` counts the tensors.
+    `master_param`; small ones share storages. Memory traffic 28 B per fp32 parameter; no allocation
+    after the first step, no host synchronisation, gradients are only read. Sums are fp64 in a fixed
+    order: the same bits on every run. Under ``torch.amp.GradScaler`` a step with a non-finite
+    gradient leaves parameters, state and step as they were; without it non-finite values go where
+    the formula takes them, and `nonfinite` counts the tensors.
 
     Examples
     --------

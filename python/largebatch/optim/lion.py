@@ -76,13 +76,14 @@ class Lion(MultiTensorOptimizer):
 
     Notes
     -----
-    State: `step` (per parameter, fp32), `exp_avg`, `exp_avg_scale`, `master_param`. Memory traffic
-    20 B per fp32 parameter in one launch for the model; no allocation after the first step, no host
-    synchronisation, gradients are only read. The same bits on every run and every backend; random
-    bits are a function of (seed, place of the parameter in the optimizer, step, element in memory),
-    so a resumed run goes on as it would have. Under ``torch.amp.GradScaler`` a step with a
-    non-finite gradient leaves parameters, state and step as they were; without it a weight whose
-    momentum is NaN stands still, apart from decay: `nonfinite` counts them.
+    State: `step` (per parameter, fp32), `exp_avg`, `exp_avg_scale`, `master_param`; small ones
+    share storages. Memory traffic 20 B per fp32 parameter in one launch for the model; no
+    allocation after the first step, no host synchronisation, gradients are only read. The same bits
+    on every run and every backend; random bits are a function of (seed, place of the parameter in
+    the optimizer, step, element in memory), so a resumed run goes on as it would have. Under
+    ``torch.amp.GradScaler`` a step with a non-finite gradient leaves parameters, state and step as
+    they were; without it a weight whose momentum is NaN stands still, apart from decay: `nonfinite`
+    counts them.
 
     Examples
     --------
