@@ -16,8 +16,8 @@ _LINE = 64  # bytes: what vector loads and threads want to have for themselves
 class Arena:
     """Gives memory to the states of an optimizer.
 
-    A step over thousands of small tensors waits for memory, and hardly for anything else. So their
-    states share storages and lie in them in the order in which a step goes through them;
+    A step over thousands of small tensors waits for memory about half of the time. So their states
+    share storages and lie in them in the order in which a step goes through them;
     docs/performance.md has what that saves.
     """
 
